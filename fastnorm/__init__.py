@@ -1,0 +1,21 @@
+"""fastnorm: fused normalization layers and activations that drop into PyTorch models."""
+
+from fastnorm import functional, nn
+from fastnorm._version import __version__
+from fastnorm.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, GeneralRelu, LessonBatchNorm
+from fastnorm.ops.backend import available_backends, use_backend
+from fastnorm.report import explain
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GeneralRelu",
+    "LessonBatchNorm",
+    "__version__",
+    "available_backends",
+    "explain",
+    "functional",
+    "nn",
+    "use_backend",
+]

@@ -1,0 +1,60 @@
+"""The activation that can be fused behind a norm, as plain numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import nn
+
+
+class Activation(NamedTuple):
+    """GeneralRelu's numbers in the order of the ops' arguments; `active` is False for no activation at all."""
+
+    active: bool = True
+    leak: float | None = None
+    sub: float | None = None
+    maxv: float | None = None
+    max_leak: float | None = None
+
+    def __repr__(self) -> str:
+        given = (f"{k}={v}" for k, v in self._asdict().items() if k != "active" and v is not None)
+        return f"GeneralRelu({', '.join(given)})" if self.active else "None"
+
+
+IDENTITY = Activation(active=False)
+
+
+def checked_activation(
+    leak: float | None, sub: float | None, maxv: float | None, max_leak: float | None
+) -> Activation:
+    """The activation with these numbers. ValueError for one that is no number, and for a max_leak without maxv."""
+    numbers: list[float | None] = []
+    for name, value in (("leak", leak), ("sub", sub), ("maxv", maxv), ("max_leak", max_leak)):
+        if value is not None and (not isinstance(value, (int, float)) or math.isnan(value)):
+            raise ValueError(f"{name} must be a number or None, got {value!r}")
+        numbers.append(None if value is None else float(value))
+    if max_leak is not None and maxv is None:
+        raise ValueError(f"max_leak={max_leak} is the slope above maxv, but maxv is None")
+    return Activation(True, *numbers)
+
+
+def as_activation(act: nn.Module | Activation | None) -> Activation:
+    """The numbers of an activation module: GeneralRelu, nn.ReLU, nn.LeakyReLU or nn.ReLU6 (None: the identity).
+
+    ReLU6 becomes GeneralRelu(maxv=6), whose gradient passes at exactly 6 where torch's is 0. ValueError for others.
+    """
+    if act is None:
+        return IDENTITY
+    if isinstance(act, Activation):
+        return act
+    if isinstance(act, nn.ReLU6):
+        return Activation(True, None, None, 6.0)
+    if isinstance(act, nn.ReLU):
+        return Activation(True)
+    if isinstance(act, nn.LeakyReLU):
+        return Activation(True, float(act.negative_slope))
+    own = getattr(act, "activation", None)
+    if isinstance(own, Activation):
+        return own
+    raise ValueError(f"act must be a GeneralRelu, nn.ReLU, nn.LeakyReLU, nn.ReLU6 or None, got {act!r}")

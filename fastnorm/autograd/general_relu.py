@@ -1,0 +1,48 @@
+"""GeneralRelu under autograd: one saved tensor, the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnorm.autograd.route import differentiable_grads, transforms_active, wants_grad
+from fastnorm.eager import general_relu as eager
+from fastnorm.ops import OPS
+
+
+class GeneralReluFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        leak: float | None,
+        sub: float | None,
+        maxv: float | None,
+        max_leak: float | None,
+        backend: str,
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.activation = (leak, sub, maxv, max_leak)
+        ctx.backend = backend
+        return OPS[backend].general_relu_fwd(x, leak, sub, maxv, max_leak)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            (dx,) = differentiable_grads(lambda x: eager.general_relu(x, *ctx.activation), [x], [True], dy)
+        else:
+            dx = OPS[ctx.backend].general_relu_bwd(dy, x, *ctx.activation)
+        return dx, None, None, None, None, None
+
+
+def general_relu(
+    x: Tensor, leak: float | None, sub: float | None, maxv: float | None, max_leak: float | None, backend: str
+) -> Tensor:
+    if transforms_active():
+        return eager.general_relu(x, leak, sub, maxv, max_leak)
+    if wants_grad(x):
+        return GeneralReluFunction.apply(x, leak, sub, maxv, max_leak, backend)
+    return OPS[backend].general_relu_fwd(x, leak, sub, maxv, max_leak)

@@ -1,0 +1,67 @@
+"""Argument checks of the functional interface: each names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_floating(x: Tensor, op: str) -> None:
+    if x.dtype not in FLOATING:
+        raise NotImplementedError(f"{op} takes fp64, fp32, bf16 or fp16 tensors; input has dtype {x.dtype}")
+    if x.layout != torch.strided:
+        raise NotImplementedError(f"{op} takes dense strided tensors; input has layout {x.layout}")
+
+
+def check_batch(x: Tensor, training: bool, eps: float) -> None:
+    """Rank, eps, and more than one value per channel where statistics are taken of the batch."""
+    if x.dim() < 2:
+        raise ValueError(f"batch_norm expects input [N, C, *] of at least 2 dims, got shape {tuple(x.shape)}")
+    if not eps >= 0.0 or (training and eps == 0.0):
+        wanted = "positive during training" if training else "non-negative"
+        raise ValueError(f"batch_norm eps must be {wanted}, but got {eps}")
+    if training and x.numel() == x.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
+
+
+def check_running(running_mean: Tensor | None, running_var: Tensor | None, training: bool) -> None:
+    if running_mean is None and running_var is None and training:
+        return
+    if running_mean is None or running_var is None:
+        if not training:
+            missing = "running_mean" if running_mean is None else "running_var"
+            raise RuntimeError(f"{missing} must be defined in evaluation mode")
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    for name, buffer in (("running_mean", running_mean), ("running_var", running_var)):
+        if buffer.requires_grad:
+            raise RuntimeError(f"batch_norm is not differentiable with respect to {name}: it cannot require grad")
+
+
+def channel_vector(v: Tensor | None, name: str, x: Tensor) -> Tensor | None:
+    """A per-channel tensor as [C], whatever its shape; RuntimeError for another size, device or kind of dtype."""
+    if v is None:
+        return None
+    channels = x.shape[1]
+    if v.shape != (channels,):
+        if v.numel() != channels:
+            raise RuntimeError(f"{name} should contain {channels} elements not {v.numel()} (shape {tuple(v.shape)})")
+        v = v.reshape(-1)
+    if v.dtype not in FLOATING:
+        raise RuntimeError(f"{name} must be fp64, fp32, bf16 or fp16, got {v.dtype}")
+    if v.device != x.device:
+        raise RuntimeError(f"{name} is on {v.device}, but input is on {x.device}")
+    return v
+
+
+def residual_like(residual: Tensor | None, x: Tensor) -> Tensor | None:
+    """The residual in x's dtype; ValueError for another shape, RuntimeError for another device."""
+    if residual is None:
+        return None
+    if residual.shape != x.shape:
+        raise ValueError(f"residual must have input's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
+    if residual.device != x.device:
+        raise RuntimeError(f"residual is on {residual.device}, but input is on {x.device}")
+    check_floating(residual, "batch_norm's residual")
+    return residual if residual.dtype == x.dtype else residual.to(x.dtype)

@@ -1,0 +1,108 @@
+"""The functional interface: torch.nn.functional's arguments in its order, plus keyword-only extras."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastnorm.activation import Activation, as_activation, checked_activation
+from fastnorm.autograd import batch_norm as _batch_norm
+from fastnorm.autograd import general_relu as _general_relu
+from fastnorm.checks import channel_vector, check_batch, check_floating, check_running, residual_like
+from fastnorm.ops.backend import resolve
+
+__all__ = ["batch_norm", "general_relu"]
+
+
+def general_relu(
+    x: Tensor,
+    leak: float | None = None,
+    sub: float | None = None,
+    maxv: float | None = None,
+    max_leak: float | None = None,
+    *,
+    inplace: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Leaky ReLU, shifted down and clamped, in one pass: y = min(leaky_relu(x, leak) - sub, maxv).
+
+    Each step is taken only if its number is given; leak=None is plain ReLU. max_leak, with maxv, is the slope above
+    maxv instead of a flat line. Slope at x = 0 is leak (0 for ReLU), at y = maxv it is 1; NaN passes through.
+
+    Args:
+        x: any shape, fp64, fp32, bf16 or fp16; computed in fp32 (fp64 for fp64), rounded once.
+        inplace: write the result into x and return x; safe under autograd.
+        backend: "eager", "native", "triton", "auto"; None leaves the choice to `use_backend`.
+
+    Returns: a tensor like x; channels_last stays channels_last.
+    Raises: ValueError for numbers that are none; RuntimeError for integer or complex x.
+    Source: fast.ai's "GeneralRelu"; docs/math.md, G1-G4.
+    """
+    check_floating(x, "general_relu")
+    numbers = checked_activation(leak, sub, maxv, max_leak)[1:]
+    if inplace:
+        source = x.clone() if torch.is_grad_enabled() and x.requires_grad else x
+        return x.copy_(_general_relu.general_relu(source, *numbers, resolve(x, backend)))
+    return _general_relu.general_relu(x, *numbers, resolve(x, backend))
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | Tensor = 0.1,
+    eps: float = 1e-5,
+    *,
+    act: nn.Module | Activation | None = None,
+    residual: Tensor | None = None,
+    unbiased: bool = False,
+    detach_stats: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Batch normalization with the activation and the residual fused: act(x_hat * weight + bias + residual).
+
+    x_hat = (x - mean) / sqrt(var + eps), with the batch's own mean and variance per channel when training, else the
+    running ones. Training also moves the buffers: running = lerp(running, batch statistic, momentum), the variance
+    as n / (n - 1) * var.
+
+    Args:
+        input: x [N, C, *], any strides, fp64, fp32, bf16 or fp16.
+        running_mean, running_var: [C] buffers, both or neither; needed when not training.
+        weight, bias: [C], any floating dtype, each optional.
+        momentum: the lerp factor; a 0-d tensor is read on its device, without a synchronisation.
+        eps: added to the variance; positive when training.
+        act: GeneralRelu, nn.ReLU, nn.LeakyReLU or nn.ReLU6.
+        residual: added before the activation; x's shape (converted to x's dtype).
+        unbiased: normalise with the unbiased variance, as the fast.ai lessons do.
+        detach_stats: no gradient through the batch's mean and variance, as in the lessons' own layer.
+        backend: "eager", "native", "triton", "auto"; None leaves the choice to `use_backend`.
+
+    Returns: a tensor of x's shape and dtype, channels_last if x is, else contiguous.
+    Raises: ValueError for a batch of one value per channel, a bad eps, statistics that do not fit together, another
+        shape of residual; RuntimeError for per-channel tensors of another size, dtypes and devices that cannot be
+        mixed, or a chosen backend that cannot serve.
+    Source: Ioffe and Szegedy 2015; torch.nn.functional.batch_norm; docs/math.md, N1-N6.
+    """
+    check_floating(input, "batch_norm")
+    check_batch(input, training, eps)
+    check_running(running_mean, running_var, training)
+    factor = momentum if isinstance(momentum, Tensor) else None
+    return _batch_norm.batch_norm(
+        input,
+        channel_vector(weight, "weight", input),
+        channel_vector(bias, "bias", input),
+        residual_like(residual, input),
+        channel_vector(running_mean, "running_mean", input),
+        channel_vector(running_var, "running_var", input),
+        factor,
+        training,
+        0.0 if isinstance(momentum, Tensor) else float(momentum),
+        float(eps),
+        unbiased,
+        detach_stats,
+        resolve(input, backend),
+        as_activation(act),
+    )

@@ -1,0 +1,6 @@
+"""Drop-in modules."""
+
+from fastnorm.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, LessonBatchNorm
+from fastnorm.nn.general_relu import GeneralRelu
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GeneralRelu", "LessonBatchNorm"]

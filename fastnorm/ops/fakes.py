@@ -1,0 +1,57 @@
+"""Fake implementations: shapes, dtypes and strides of every op's outputs, for tracing and compiling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnorm.eager.layout import acc_dtype, memory_format_of
+
+
+def _output_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=memory_format_of(x), requires_grad=False)
+
+
+def general_relu_fwd(x: Tensor, *activation: float | None) -> Tensor:
+    return _output_like(x)
+
+
+def general_relu_bwd(dy: Tensor, x: Tensor, *activation: float | None) -> Tensor:
+    return _output_like(x)
+
+
+def batch_norm_fwd(x: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
+    mean = x.new_empty(x.shape[1], dtype=acc_dtype(x))
+    return _output_like(x), mean, torch.empty_like(mean)
+
+
+def batch_norm_bwd(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    batch_stats: bool,
+    unbiased: bool,
+    need_dx: bool,
+    act: bool,
+    *activation: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dx = _output_like(x) if need_dx else x.new_empty(0)
+    dresidual = _output_like(x) if act and residual is not None else x.new_empty(0)
+    dweight = mean.new_empty(mean.shape, dtype=mean.dtype if weight is None else weight.dtype)
+    dbias = mean.new_empty(mean.shape, dtype=mean.dtype if bias is None else bias.dtype)
+    return dx, dweight, dbias, dresidual
+
+
+FAKES: dict[str, Callable[..., Any]] = {
+    "general_relu_fwd": general_relu_fwd,
+    "general_relu_bwd": general_relu_bwd,
+    "batch_norm_fwd": batch_norm_fwd,
+    "batch_norm_bwd": batch_norm_bwd,
+}
