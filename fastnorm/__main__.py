@@ -1,4 +1,4 @@
-"""Command line: ``python -m fastnorm info`` says what is here, ``python -m fastnorm demo`` trains on real images."""
+"""Command line: ``python -m fastnorm info`` says what is here, ``python -m fastnorm demo`` trains."""
 
 from __future__ import annotations
 
@@ -69,6 +69,8 @@ def _settings(options: argparse.Namespace) -> Settings:
     recipe = make_recipe(options.data, epochs=options.epochs, lr=options.lr, batch_size=options.batch_size)
     if options.threads is not None and options.threads < 1:
         raise DemoError(f"--threads must be at least 1, got {options.threads}")
+    if not 0 <= options.seed < 2**63:
+        raise DemoError(f"--seed must lie in 0..2^63-1, got {options.seed}")
     return Settings(
         data=options.data,
         recipe=recipe,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from torch import nn
@@ -31,7 +30,8 @@ def checked_activation(
     """The activation with these numbers. ValueError for one that is no number, and for a max_leak without maxv."""
     numbers: list[float | None] = []
     for name, value in (("leak", leak), ("sub", sub), ("maxv", maxv), ("max_leak", max_leak)):
-        if value is not None and (not isinstance(value, (int, float)) or math.isnan(value)):
+        # value != value: a NaN, in words that a compiler can trace
+        if value is not None and (not isinstance(value, (int, float)) or value != value):
             raise ValueError(f"{name} must be a number or None, got {value!r}")
         numbers.append(None if value is None else float(value))
     if max_leak is not None and maxv is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_floating(x: Tensor, op: str) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op} expects a Tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise NotImplementedError(f"{op} takes fp64, fp32, bf16 or fp16 tensors; input has dtype {x.dtype}")
     if x.layout != torch.strided:
@@ -22,7 +26,7 @@ def check_batch(x: Tensor, training: bool, eps: float) -> None:
     if not eps >= 0.0 or (training and eps == 0.0):
         wanted = "positive during training" if training else "non-negative"
         raise ValueError(f"batch_norm eps must be {wanted}, but got {eps}")
-    if training and x.numel() == x.shape[1]:
+    if training and x.shape[0] * math.prod(x.shape[2:]) == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
 
 
@@ -43,6 +47,10 @@ def channel_vector(v: Tensor | None, name: str, x: Tensor) -> Tensor | None:
     """A per-channel tensor as [C], whatever its shape; RuntimeError for another size, device or kind of dtype."""
     if v is None:
         return None
+    if not isinstance(v, Tensor):
+        raise TypeError(f"{name} must be a Tensor or None, got {type(v).__name__}")
+    if v.layout != torch.strided:
+        raise RuntimeError(f"{name} must be a dense strided tensor, it has layout {v.layout}")
     channels = x.shape[1]
     if v.shape != (channels,):
         if v.numel() != channels:
@@ -55,13 +63,25 @@ def channel_vector(v: Tensor | None, name: str, x: Tensor) -> Tensor | None:
     return v
 
 
+def momentum_factor(momentum: float | Tensor, x: Tensor) -> Tensor | None:
+    """A momentum given as a tensor, as a 0-d one; None for a number. RuntimeError for one that is no single number."""
+    if not isinstance(momentum, Tensor):
+        return None
+    if momentum.numel() != 1 or momentum.dtype not in FLOATING or momentum.device != x.device:
+        raise RuntimeError(
+            f"momentum as a tensor must be one floating number on {x.device}, got shape {tuple(momentum.shape)}, "
+            f"{momentum.dtype} on {momentum.device}"
+        )
+    return momentum.reshape(())
+
+
 def residual_like(residual: Tensor | None, x: Tensor) -> Tensor | None:
     """The residual in x's dtype; ValueError for another shape, RuntimeError for another device."""
     if residual is None:
         return None
+    check_floating(residual, "batch_norm's residual")
     if residual.shape != x.shape:
         raise ValueError(f"residual must have input's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
     if residual.device != x.device:
         raise RuntimeError(f"residual is on {residual.device}, but input is on {x.device}")
-    check_floating(residual, "batch_norm's residual")
     return residual if residual.dtype == x.dtype else residual.to(x.dtype)

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from fastnorm.activation import Activation, as_activation, checked_activation
 from fastnorm.autograd import batch_norm as _batch_norm
 from fastnorm.autograd import general_relu as _general_relu
-from fastnorm.checks import channel_vector, check_batch, check_floating, check_running, residual_like
+from fastnorm.checks import (
+    channel_vector,
+    check_batch,
+    check_floating,
+    check_running,
+    momentum_factor,
+    residual_like,
+)
 from fastnorm.ops.backend import resolve
 
 __all__ = ["batch_norm", "general_relu"]
@@ -89,7 +96,7 @@ def batch_norm(
     check_floating(input, "batch_norm")
     check_batch(input, training, eps)
     check_running(running_mean, running_var, training)
-    factor = momentum if isinstance(momentum, Tensor) else None
+    factor = momentum_factor(momentum, input)
     return _batch_norm.batch_norm(
         input,
         channel_vector(weight, "weight", input),
@@ -99,7 +106,7 @@ def batch_norm(
         channel_vector(running_var, "running_var", input),
         factor,
         training,
-        0.0 if isinstance(momentum, Tensor) else float(momentum),
+        0.0 if factor is not None else float(momentum),
         float(eps),
         unbiased,
         detach_stats,

@@ -1,7 +1,7 @@
-"""The IDX format of the MNIST family: a careful reader, and the four Fashion-MNIST files fetched where possible.
+"""The IDX format of the MNIST family: a careful reader, and the Fashion-MNIST files, fetched where possible.
 
-An IDX file is two zero bytes, one byte for the element type, one byte for the number of dimensions, each dimension
-as a big-endian 32-bit number, then the elements, big-endian, last dimension fastest.
+An IDX file is two zero bytes, one byte for the element type, one byte for the number of dimensions, each
+dimension as a big-endian 32-bit number, then the elements, big-endian, last dimension fastest.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _present(root: Path, name: str) -> Path | None:
 
 
 def _download(root: Path, name: str, opener: Opener) -> None:
-    """Fetch name.gz into root; it appears there whole and verified, or not at all. Tries every source in turn."""
+    """Fetch name.gz into root; it appears there whole and verified, or not at all. Tries all sources."""
     target = root / f"{name}.gz"
     part = root / f"{name}.gz.part-{os.getpid()}"
     for last, source in ((source == SOURCES[-1], source) for source in SOURCES):

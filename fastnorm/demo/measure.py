@@ -1,4 +1,4 @@
-"""What the fused layer changes, measured on the trained nets: bytes kept for the backward, and its own time."""
+"""What the fused layer changes, measured on the trained nets: bytes kept for backward, and its own time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUDGET_S = 1.0
 def saved_bytes(net: nn.Module, x: Tensor) -> int:
     """Bytes that one training forward of net keeps for its backward, parameters and buffers not counted.
 
-    Every storage counts once, whole, however many saved tensors look into it. The net itself is left as it was.
+    Every storage counts once, whole, however many saved tensors look into it. The net is left as it was.
     """
     net = copy.deepcopy(net).train()
     own = {t.untyped_storage().data_ptr() for t in itertools.chain(net.parameters(), net.buffers())}
@@ -39,7 +39,7 @@ def saved_bytes(net: nn.Module, x: Tensor) -> int:
 
 
 def norm_act_seconds(nets: Mapping[str, nn.Sequential], x: Tensor) -> dict[str, float]:
-    """Median seconds of all norm + activation layers of each net, forward and backward, on the net's own sizes.
+    """Median seconds of all norm + activation layers of each net, forward and backward, on its own sizes.
 
     The nets take turns. Whole steps are mostly convolutions; this shows the part that differs.
     """
@@ -54,7 +54,7 @@ def norm_act_seconds(nets: Mapping[str, nn.Sequential], x: Tensor) -> dict[str, 
         for name, group in layers.items():
             synchronise(x.device)
             start = time.perf_counter()
-            for layer, value, grad in zip(group, inputs, grads):
+            for layer, value, grad in zip(group, inputs, grads, strict=True):
                 torch.autograd.grad(layer(value), [value, *layer.parameters()], grad)
             synchronise(x.device)
             times[name].append(time.perf_counter() - start)

@@ -18,7 +18,7 @@ LEAK, SUB = 0.1, 0.4
 class ComposedGeneralRelu(nn.Module):
     """GeneralRelu as one writes it in plain PyTorch: leaky_relu, then subtract, then clamp from above.
 
-    The later steps work in place on leaky_relu's own result, as the lessons do, so that the comparison is fair.
+    The later steps work in place on leaky_relu's own result, as the lessons do, to keep it fair.
     """
 
     def __init__(self, leak: float, sub: float | None = None, maxv: float | None = None) -> None:
@@ -33,14 +33,14 @@ class ComposedGeneralRelu(nn.Module):
 
 
 def norm_act(nf: int, *, fused: bool) -> OrderedDict[str, nn.Module]:
-    """Batch norm and activation over nf channels. Both forms have the same state_dict keys: the activation has none."""
+    """Batch norm and activation over nf channels; both forms have the same state_dict keys."""
     if fused:
         return OrderedDict(norm=fastnorm.BatchNorm2d(nf, act=fastnorm.GeneralRelu(LEAK, SUB)))
     return OrderedDict(norm=nn.BatchNorm2d(nf), act=ComposedGeneralRelu(LEAK, SUB))
 
 
 def conv(ni: int, nf: int, ks: int, *, bias: bool) -> nn.Conv2d:
-    """A convolution that halves its input, with Kaiming normal weights for the leak of the activation around it."""
+    """A convolution that halves its input, with Kaiming normal weights for the activation's leak."""
     layer = nn.Conv2d(ni, nf, ks, stride=2, padding=ks // 2, bias=bias)
     nn.init.kaiming_normal_(layer.weight, a=LEAK)
     if layer.bias is not None:
@@ -52,7 +52,7 @@ def build(*, fused: bool, ks: int, seed: int) -> nn.Sequential:
     """[N, 1, H, W] -> logits [N, 10]; ks is the first kernel's size. The weights depend on seed only."""
     torch.manual_seed(seed)
     net = nn.Sequential()
-    for i, (ni, nf) in enumerate(zip((1, *FILTERS), FILTERS)):
+    for i, (ni, nf) in enumerate(zip((1, *FILTERS[:-1]), FILTERS, strict=True)):
         first = conv(ni, nf, ks if i == 0 else 3, bias=False)
         net.add_module(f"block{i}", nn.Sequential(OrderedDict(conv=first, **norm_act(nf, fused=fused))))
     net.add_module("head", conv(FILTERS[-1], CLASSES, 3, bias=True))
@@ -61,7 +61,7 @@ def build(*, fused: bool, ks: int, seed: int) -> nn.Sequential:
 
 
 def build_pair(*, ks: int, seed: int, device: torch.device) -> dict[str, nn.Sequential]:
-    """The torch.nn net and the fastnorm net, the second loaded with the first one's state_dict, key for key."""
+    """The torch.nn net and the fastnorm net, the second loaded with the first's state_dict, key for key."""
     ours, theirs = build(fused=True, ks=ks, seed=seed), build(fused=False, ks=ks, seed=seed)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return {"torch.nn": theirs.to(device), "fastnorm": ours.to(device)}

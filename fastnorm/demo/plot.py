@@ -29,7 +29,6 @@ def save_figure(path: Path, histories: Mapping[str, History], summary: Summary) 
     _draw_accuracy(axes[0, 1], histories, summary.target)
     _draw_speed(axes[1, 0], summary)
     _draw_memory(axes[1, 1], summary)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -54,7 +53,7 @@ def _draw_accuracy(axes: Axes, histories: Mapping[str, History], target: float) 
         axes.plot(epochs, percent, "o-", color=COLOURS[name], label=name, linewidth=_line_width(name))
     axes.axhline(100 * target, color="black", linewidth=1, linestyle=":", label=f"target, {target:.0%}")
     axes.set(title="Validation accuracy", xlabel="epoch", ylabel="right answers (%)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
 
@@ -68,7 +67,7 @@ def _draw_speed(axes: Axes, summary: Summary) -> None:
         bars = axes.bar([offset, 1 + offset], values, width=0.36, color=COLOURS[name], label=name)
         axes.bar_label(bars, labels, fontsize=9, padding=2)
     axes.set_xticks([0, 1], ["whole training step", "its norm + activation layers,\nforward and backward"])
-    axes.set(title="Speed", ylabel="median time per batch (ms), lower is better")
+    axes.set(title="Speed", ylabel="median ms per batch (lower is better)")
     axes.margins(y=0.2)
     axes.legend()
 
@@ -78,5 +77,5 @@ def _draw_memory(axes: Axes, summary: Summary) -> None:
     values = [summary.saved_bytes[name] / 2**20 for name in names]
     bars = axes.bar(names, values, width=0.5, color=[COLOURS[name] for name in names])
     axes.bar_label(bars, [f"{value:.2f} MiB" for value in values], fontsize=9, padding=2)
-    axes.set(title="Activations kept for the backward", ylabel="memory per batch (MiB), lower is better")
+    axes.set(title="Activations kept for the backward", ylabel="MiB per batch (lower is better)")
     axes.margins(y=0.2)

@@ -1,4 +1,4 @@
-"""A small progress bar on stderr: redrawn in place on a terminal, a plain line now and then everywhere else."""
+"""A small progress bar on stderr: redrawn in place on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Mapping
 
 from fastnorm.demo.train import History
 
 FIRST_LOSS_LIMIT = 1e-5
-# Two nets that differ by rounding alone drift apart as two seeds would; three standard errors of a difference.
+# Two nets that differ by rounding drift apart as two seeds would; three standard errors of a difference.
 NOISE_SIGMAS = 3.0
 
 
@@ -36,7 +35,7 @@ class Summary:
 
     @property
     def noise(self) -> float:
-        """Largest difference in accuracy that chance explains: a binomial share on valid_count images, twice."""
+        """Largest difference in accuracy that chance explains: two binomial shares of valid_count images."""
         share = sum(self.accuracy.values()) / len(self.accuracy)
         share = min(max(share, 1 / self.valid_count), 1 - 1 / self.valid_count)
         return NOISE_SIGMAS * math.sqrt(2 * share * (1 - share) / self.valid_count)
@@ -46,6 +45,14 @@ def first_loss_difference(histories: Mapping[str, History]) -> float:
     """Relative difference of both nets' losses on the first batch, before any update."""
     theirs, ours = (history.losses[0] for history in histories.values())
     return abs(ours - theirs) / max(abs(theirs), 1e-30)
+
+
+def first_loss_line(histories: Mapping[str, History]) -> str:
+    """Both nets' losses on the first batch, and whether they agree to rounding."""
+    theirs, ours = (history.losses[0] for history in histories.values())
+    difference = first_loss_difference(histories)
+    verdict = "agree" if difference <= FIRST_LOSS_LIMIT else "DISAGREE"
+    return f"first batch: losses {theirs:.7f} and {ours:.7f} {verdict} (relative difference {difference:.1e})"
 
 
 def table_head() -> str:
@@ -83,7 +90,7 @@ def summary_lines(summary: Summary) -> list[str]:
     ]
     better = ("", "x as fast", "x as fast", "x less memory", "")
     lines = [f"{'':36}{'torch.nn':>12}{'fastnorm':>12}"]
-    for (label, values, form, ratio), words in zip(rows, better):
+    for (label, values, form, ratio), words in zip(rows, better, strict=True):
         cells = "".join(f"{value:>12{form}}" for value in values.values())
         lines.append(f"{label:36}{cells}" + (f"   {ratio:.2f}{words}" if ratio else ""))
     return lines
@@ -106,7 +113,7 @@ def failures(summary: Summary, *, enforce_target: bool) -> list[str]:
     theirs, ours = summary.accuracy.values()
     if abs(ours - theirs) > summary.noise:
         found.append(
-            f"the final accuracies {theirs:.4f} and {ours:.4f} differ by more than noise ({summary.noise:.4f})"
+            f"the accuracies {theirs:.4f} and {ours:.4f} differ by more than noise, {summary.noise:.4f}"
         )
     if enforce_target and ours < summary.target:
         found.append(f"the final validation accuracy {ours:.4f} is below the target {summary.target:.2f}")

@@ -20,9 +20,8 @@ EVAL_BATCH = 2048
 
 @dataclasses.dataclass
 class History:
-    """What one net went through: per step its loss and seconds, per epoch mean loss and validation accuracy."""
+    """What one net went through: loss and seconds of each step, mean loss and accuracy of each epoch."""
 
-    batch_size: int
     losses: list[float] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
     epoch_loss: list[float] = dataclasses.field(default_factory=list)
@@ -34,11 +33,11 @@ def train(
 ) -> Iterator[dict[str, History]]:
     """Train every net with SGD on the same batches; yields all histories so far after each epoch.
 
-    The nets take turns batch by batch, and who goes first changes with every batch: what else the machine does
-    meets all of them alike. Raises DemoError when a loss is no longer finite.
+    The nets take turns batch by batch, and who goes first changes with every batch: what else the machine
+    does meets all of them alike. Raises DemoError when a loss is no longer finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    histories = {name: History(recipe.batch_size) for name in nets}
+    histories = {name: History() for name in nets}
     optims = {
         name: torch.optim.SGD(net.parameters(), lr=recipe.lrs[0], momentum=recipe.momentum)
         for name, net in nets.items()
@@ -92,7 +91,7 @@ def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
     net.eval()
     right = sum(
         int((net(part).argmax(1) == labels).sum())
-        for part, labels in zip(x.split(EVAL_BATCH), y.split(EVAL_BATCH))
+        for part, labels in zip(x.split(EVAL_BATCH), y.split(EVAL_BATCH), strict=True)
     )
     return right / len(y)
 

@@ -15,14 +15,16 @@ def per_channel(v: Tensor, x: Tensor) -> Tensor:
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every channel, [C] each, in the arithmetic's dtype (N1)."""
+    """Mean and biased variance of every channel, [C] each, in the arithmetic's dtype; sums in fp64 (N1)."""
     dims = [d for d in range(x.dim()) if d != 1]
-    var, mean = torch.var_mean(x.to(acc_dtype(x)), dim=dims, correction=0)
-    return mean, var
+    acc = acc_dtype(x)
+    x = x.to(acc)
+    mean = x.mean(dims, dtype=torch.float64).to(acc)
+    return mean, (x - per_channel(mean, x)).square().mean(dims, dtype=torch.float64).to(acc)
 
 
 def elements_per_channel(x: Tensor) -> int:
-    return x.numel() // x.shape[1]
+    return x.numel() // max(x.shape[1], 1)
 
 
 def inverse_std(var: Tensor, n: int, eps: float, unbiased: bool) -> Tensor:

@@ -23,9 +23,11 @@ def _strided_like_channels_last(x: Tensor) -> bool:
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
     """The memory format of a norm's output for the input x: channels_last stays, everything else is contiguous."""
-    if x.dim() not in (4, 5) or x.is_contiguous() or not _strided_like_channels_last(x):
+    if x.dim() not in (4, 5) or x.is_contiguous():
         return torch.contiguous_format
-    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    channels_last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    kept = x.is_contiguous(memory_format=channels_last) or _strided_like_channels_last(x)
+    return channels_last if kept else torch.contiguous_format
 
 
 def acc_dtype(x: Tensor) -> torch.dtype:

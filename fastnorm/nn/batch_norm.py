@@ -10,14 +10,54 @@ from torch import Tensor, fx, nn
 from fastnorm.activation import Activation, as_activation
 from fastnorm.functional import batch_norm
 
-fx.wrap("batch_norm")  # a symbolic trace records the call; it must not look inside
+
+
+def _module_batch_norm(
+    input: Tensor,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    track_running_stats: bool,
+    momentum: float | None,
+    eps: float,
+    activation: Activation,
+    unbiased: bool,
+    ranks: tuple[int, ...],
+) -> Tensor:
+    """A module's whole forward pass, in one function so that a symbolic trace can record it as one call."""
+    if input.dim() not in ranks:
+        expected = " or ".join(f"{rank}D" for rank in ranks)
+        raise ValueError(f"expected {expected} input (got {input.dim()}D input)")
+    if not training:
+        use_batch = running_mean is None and running_var is None
+    else:
+        use_batch = True
+        if not track_running_stats:
+            running_mean = running_var = None
+    factor: float | Tensor = 0.0 if momentum is None else momentum
+    if training and track_running_stats and num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+        if momentum is None:  # the cumulative average, its factor computed on the device
+            factor = num_batches_tracked.reciprocal()
+    return batch_norm(
+        input, running_mean, running_var, weight, bias, use_batch, factor, eps,
+        act=activation, residual=residual, unbiased=unbiased,
+    )  # fmt: skip
+
+
+fx.wrap("_module_batch_norm")
 
 
 class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """The forward pass and the extra arguments; a subclass adds torch.nn's check of the input's rank."""
+    """The forward pass and the extra arguments; a subclass adds the ranks that its input may have."""
 
     activation: Activation
     unbiased: bool
+    _ranks: tuple[int, ...]
 
     def __init__(
         self,
@@ -41,31 +81,11 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(norm(input) + residual)."""
-        self._check_input_dim(input)
-        tracked = self.track_running_stats if self.training else True
-        use_batch = self.training or self.running_mean is None
-        return batch_norm(
-            input,
-            self.running_mean if tracked else None,
-            self.running_var if tracked else None,
-            self.weight,
-            self.bias,
-            use_batch,
-            self._count_batch() if self.training and self.track_running_stats else 0.0,
-            self.eps,
-            act=self.activation,
-            residual=residual,
-            unbiased=self.unbiased,
-        )
-
-    def _count_batch(self) -> float | Tensor:
-        """Advance the counter; the lerp factor of this batch, on the device for the cumulative average."""
-        counter = self.num_batches_tracked
-        if counter is not None:
-            counter.add_(1)
-        if self.momentum is not None:
-            return self.momentum
-        return 0.0 if counter is None else counter.reciprocal()
+        return _module_batch_norm(
+            input, residual, self.running_mean, self.running_var, self.num_batches_tracked, self.weight, self.bias,
+            self.training, self.track_running_stats, self.momentum, self.eps, self.activation, self.unbiased,
+            self._ranks,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         extra = f", act={self.activation}" if self.activation.active else ""
@@ -85,14 +105,17 @@ _ARGUMENTS = """
 
 class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
     __doc__ = "Batch norm over [N, C] or [N, C, L] with the activation and the residual fused." + _ARGUMENTS
+    _ranks = (2, 3)
 
 
 class BatchNorm2d(_FusedBatchNorm, nn.BatchNorm2d):
     __doc__ = "Batch norm over [N, C, H, W] with the activation and the residual fused." + _ARGUMENTS
+    _ranks = (4,)
 
 
 class BatchNorm3d(_FusedBatchNorm, nn.BatchNorm3d):
     __doc__ = "Batch norm over [N, C, D, H, W] with the activation and the residual fused." + _ARGUMENTS
+    _ranks = (5,)
 
 
 class LessonBatchNorm(nn.Module):

@@ -46,3 +46,8 @@ def _load_file(path: str) -> ModuleType:
 def missing() -> str | None:
     """Why the compiled extension cannot be used, with the mending command; None where it is loaded."""
     return None if _State.module is not None else _State.missing
+
+
+def isa() -> str | None:
+    """The instruction set whose kernels run here ("default", "avx2", "avx512"); None without the extension."""
+    return None if _State.module is None else _State.module.cpu_isa()

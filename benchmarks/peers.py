@@ -1,0 +1,257 @@
+"""The candidates: the same op as eager PyTorch, as torch.compile makes it, and as fastnorm computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.cases import EPS, LEAK, MAXV, MOMENTUM, SUB, Case
+from benchmarks.timing import Run
+from fastnorm.testing.problems import Problem
+
+Results = dict[str, Tensor]
+
+
+class Function(Protocol):
+    """One forward: tensors in, y out, running statistics updated in place."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+    ) -> Tensor: ...
+
+
+class Peer(NamedTuple):
+    """A candidate: how it makes the op of a case as a function, and as a module for the module cases."""
+
+    function: Callable[[Case], Function]
+    module: Callable[[Case], nn.Module]
+
+
+class Prepared(NamedTuple):
+    """A candidate with its inputs: `run` is timed, `results` calls it once and names what came out."""
+
+    run: Run
+    results: Callable[[], Results]
+
+
+def composed_relu(z: Tensor) -> Tensor:
+    """GeneralRelu as three PyTorch ops."""
+    return (F.leaky_relu(z, LEAK) - SUB).clamp_max(MAXV)
+
+
+def inplace_relu(z: Tensor) -> Tensor:
+    """GeneralRelu as the lessons write it: subtract and clamp in place."""
+    return F.leaky_relu(z, LEAK).sub_(SUB).clamp_max_(MAXV)
+
+
+def composed(case: Case, act: Callable[[Tensor], Tensor] = composed_relu) -> Function:
+    """The op out of PyTorch's own functions, as a user of torch.nn would write it."""
+    spec = case.spec
+
+    def forward(
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+    ) -> Tensor:
+        z = x
+        if spec.norm:
+            z = F.batch_norm(x, running_mean, running_var, weight, bias, spec.training, MOMENTUM, EPS)
+        if residual is not None:
+            z = z + residual
+        return act(z) if spec.act else z
+
+    return forward
+
+
+class ComposedRelu(nn.Module):
+    """GeneralRelu as a module of three PyTorch ops."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return composed_relu(z)
+
+
+class InplaceRelu(nn.Module):
+    """GeneralRelu as a module, as the lessons write it."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return inplace_relu(z)
+
+
+def composed_module(case: Case, act: type[nn.Module] = ComposedRelu) -> nn.Module:
+    """torch.nn modules in a row."""
+    norm = [nn.BatchNorm2d(case.shape[1], eps=EPS, momentum=MOMENTUM)] if case.spec.norm else []
+    return nn.Sequential(*norm, *([act()] if case.spec.act else []))
+
+
+def compiled(case: Case) -> Function:
+    """torch.compile of the composed function, specialised to the shape as it would be in training."""
+    reset_compiler()
+    function: Function = torch.compile(composed(case), fullgraph=True, dynamic=False)
+    return function
+
+
+def compiled_module(case: Case) -> nn.Module:
+    reset_compiler()
+    module: nn.Module = torch.compile(composed_module(case), fullgraph=True, dynamic=False)  # type: ignore[assignment]
+    return module
+
+
+def reset_compiler() -> None:
+    """Forgets earlier cases (they would count against the recompile limit); disk caches stay."""
+    import torch._functorch.config
+
+    torch._dynamo.reset()
+    # A donated buffer may be overwritten by the backward, which then cannot run twice with retain_graph.
+    torch._functorch.config.donated_buffer = False
+
+
+def fastnorm_function(case: Case) -> Function:
+    """fastnorm's public function, its backend chosen automatically."""
+    import fastnorm
+
+    spec = case.spec
+    act = fastnorm.GeneralRelu(LEAK, SUB, MAXV) if spec.act else None
+
+    def batch_norm(
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+    ) -> Tensor:
+        if not spec.norm:
+            return fastnorm.functional.general_relu(x, LEAK, SUB, MAXV)
+        return fastnorm.functional.batch_norm(
+            x,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            spec.training,
+            MOMENTUM,
+            EPS,
+            act=act,
+            residual=residual,
+        )
+
+    return batch_norm
+
+
+def fastnorm_module(case: Case) -> nn.Module:
+    import fastnorm
+
+    act = fastnorm.GeneralRelu(LEAK, SUB, MAXV) if case.spec.act else None
+    if not case.spec.norm:
+        return fastnorm.GeneralRelu(LEAK, SUB, MAXV)
+    return fastnorm.BatchNorm2d(case.shape[1], eps=EPS, momentum=MOMENTUM, act=act)
+
+
+PEERS = {
+    "eager": Peer(composed, composed_module),
+    "eager_inplace": Peer(lambda c: composed(c, inplace_relu), lambda c: composed_module(c, InplaceRelu)),
+    "compile": Peer(compiled, compiled_module),
+    "fastnorm": Peer(fastnorm_function, fastnorm_module),
+}
+
+
+def peers_of(case: Case, *, compile: bool) -> dict[str, Peer]:
+    """The candidates of a case: in-place GeneralRelu only where it makes a difference, in a forward."""
+    inplace = case.spec.act and case.direction != "bwd"
+    skipped = {name for name, wanted in (("compile", compile), ("eager_inplace", inplace)) if not wanted}
+    return {name: peer for name, peer in PEERS.items() if name not in skipped}
+
+
+def prepare(case: Case, peer: Peer) -> Callable[[Problem], Prepared]:
+    """Makes (compiles) the candidate once; the result readies it for one set of p."""
+    if case.spec.module:
+        module = peer.module(case).to(case.device)
+        return lambda p: prepare_module(module, p)
+    function = peer.function(case)
+    ready = prepare_forward if case.direction == "fwd" else prepare_backward
+    return lambda p: ready(case, function, p)
+
+
+def arguments(case: Case, p: Problem) -> dict[str, Any]:
+    """The function's arguments: gradients wanted when training, running statistics of the candidate's own."""
+
+    def wanted(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.detach().requires_grad_(case.spec.training)
+
+    def own(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.clone()
+
+    return {
+        "x": wanted(p.x),
+        "residual": wanted(p.residual),
+        "weight": wanted(p.weight),
+        "bias": wanted(p.bias),
+        "running_mean": own(p.running_mean),
+        "running_var": own(p.running_var),
+    }
+
+
+def prepare_forward(case: Case, function: Function, p: Problem) -> Prepared:
+    timed = arguments(case, p)
+
+    def results() -> Results:
+        checked = arguments(case, p)
+        y = function(**checked).detach()
+        moved = ("running_mean", "running_var") if case.spec.training else ()
+        return {"y": y} | {name: checked[name] for name in moved if checked[name] is not None}
+
+    return Prepared(lambda: function(**timed), results)
+
+
+def prepare_backward(case: Case, function: Function, p: Problem) -> Prepared:
+    given = arguments(case, p)
+    leaves = {k: v for k, v in given.items() if v is not None and v.requires_grad}
+    y = function(**given)
+    wanted, dy = tuple(leaves.values()), p.dy
+
+    def run() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, wanted, dy, retain_graph=True)
+
+    return Prepared(run, lambda: dict(zip((f"d{name}" for name in leaves), run(), strict=True)))
+
+
+def prepare_module(module: nn.Module, p: Problem) -> Prepared:
+    """Forward and backward through the module's call; its parameters and buffers are set to the inputs'."""
+    state = {"weight": p.weight, "bias": p.bias}
+    state |= {"running_mean": p.running_mean, "running_var": p.running_var}
+    x = p.x.detach().requires_grad_()
+    dy, wanted = p.dy, (x, *module.parameters())
+    names = ["dx", *(f"d{name.rpartition('.')[2]}" for name, _ in module.named_parameters())]
+
+    def load() -> None:
+        with torch.no_grad():
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                given = state.get(name.rpartition(".")[2])
+                if given is not None:
+                    tensor.data = tensor.data.to(given.dtype)
+                    tensor.copy_(given)
+
+    def run() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(module(x), wanted, dy)
+
+    def results() -> Results:
+        load()
+        grads = dict(zip(names, run(), strict=True))
+        buffers = {n.rpartition(".")[2]: b.clone() for n, b in module.named_buffers()}
+        return grads | {n: b for n, b in buffers.items() if n.startswith("running")}
+
+    load()
+    return Prepared(run, results)

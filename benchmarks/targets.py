@@ -1,0 +1,154 @@
+"""What was promised: the least ratios to eager PyTorch and to torch.compile, as data, and who keeps them.
+
+A shape that has a row of its own (tiny tensors, the forward of three-channel images in channels_last, fresh
+pages) is judged in that row and not in the general ones: the first matching row takes a case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable, Sequence
+
+from benchmarks.cases import FEW_CHANNELS, FRESH_PAGES, IMAGES, TINY
+from benchmarks.measure import Row
+from benchmarks.ratios import Ratios
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A row of the table: which cases it judges (None: any) and the ratios they must reach."""
+
+    name: str
+    ops: tuple[str, ...] = ()
+    direction: str | None = None
+    layout: str | None = None
+    dtype: str | None = "fp32"
+    shape: tuple[int, ...] | None = None
+    eager: float | None = None  # at least so many times as fast as eager PyTorch
+    aim: float | None = None
+    compile: float | None = None  # ... as torch.compile
+    floor: float | None = None  # at most so many times the floor's time
+
+    def judges(self, row: Row) -> bool:
+        return (
+            (not self.ops or row["op"] in self.ops)
+            and self.direction in (None, row["direction"])
+            and self.layout in (None, row["layout"])
+            and self.dtype in (None, row["dtype"])
+            and (self.shape is None or list(self.shape) == row["shape"])
+        )
+
+
+NORM, ACT, RESIDUAL, RELU = (
+    ("batch_norm",),
+    ("batch_norm_act",),
+    ("batch_norm_residual_act",),
+    ("general_relu",),
+)
+TRAINING = NORM + ACT + RESIDUAL + RELU
+MODULES = ("batch_norm_module", "batch_norm_act_module", "general_relu_module")
+NCHW, NHWC = "contiguous", "channels_last"
+
+CPU_TARGETS = (
+    Target("tiny tensor, module call, fwd + bwd", MODULES, eager=1.0, aim=1.5, compile=1.5),
+    Target("eval mode", ("batch_norm_eval",), eager=1.0, compile=1.0),
+    Target("bf16 tiny tensor, module call (no target)", MODULES, dtype="bf16"),
+    Target("bf16 eval mode (no target)", ("batch_norm_eval",), dtype="bf16"),
+    Target("tiny tensor, function alone (no target)", dtype=None, shape=TINY),
+    Target("100 MB, fresh pages", TRAINING, shape=FRESH_PAGES, eager=2.5, aim=4),
+    Target("C = 3 images NHWC, BN fwd", NORM, "fwd", NHWC, shape=IMAGES, eager=6, aim=15, compile=4),
+    Target("BN fwd NCHW", NORM, "fwd", NCHW, eager=6, aim=10, compile=2.2),
+    Target("BN fwd NHWC", NORM, "fwd", NHWC, eager=1.8, aim=2.5, compile=3),
+    Target("BN bwd NCHW", NORM, "bwd", NCHW, eager=1.6, aim=2, compile=1.4),
+    Target("BN bwd NHWC", NORM, "bwd", NHWC, eager=1.2, aim=1.7, compile=1.4),
+    Target("BN + GeneralRelu fwd NCHW", ACT, "fwd", NCHW, eager=6, aim=12, compile=2.3),
+    Target("BN + GeneralRelu fwd NHWC", ACT, "fwd", NHWC, eager=5, aim=8, compile=2.3),
+    Target("BN + GeneralRelu bwd NCHW", ACT, "bwd", NCHW, eager=4, aim=8, compile=2),
+    Target("BN + GeneralRelu bwd NHWC", ACT, "bwd", NHWC, eager=3.2, aim=6, compile=2),
+    Target("BN + residual + GeneralRelu fwd", RESIDUAL, "fwd", eager=4, aim=6, compile=4),
+    Target("BN + residual + GeneralRelu bwd", RESIDUAL, "bwd", eager=1.5, aim=3, compile=4),
+    Target("GeneralRelu fwd", RELU, "fwd", eager=4.5, aim=5, compile=10, floor=1.1),
+    Target("GeneralRelu bwd", RELU, "bwd", eager=4, aim=8, compile=10, floor=1.1),
+    Target("bf16 BN fwd", NORM, "fwd", dtype="bf16", eager=2, aim=4, compile=2),
+    Target("bf16 BN bwd", NORM, "bwd", dtype="bf16", eager=1.7, aim=4, compile=2),
+    Target("bf16 with GeneralRelu", ACT + RESIDUAL, dtype="bf16", eager=4, aim=6, compile=2),
+    Target("bf16 GeneralRelu alone (no target)", RELU, dtype="bf16"),
+)
+
+# On a GPU the floor is a device copy of the same bytes: "0.85 of copy" is at most 1 / 0.85 times its time.
+# Batch norm in channels_last beyond the L2 cache takes two passes: 12 and 20 bytes an element, not 8 and 12.
+CUDA_TARGETS = (
+    Target("tiny tensor (no target)", dtype=None, shape=TINY),
+    Target("eval mode (no target)", ("batch_norm_eval",), dtype=None),
+    Target("BN few channels", NORM, dtype=None, shape=FEW_CHANNELS, eager=4, compile=1.3, floor=1 / 0.80),
+    Target("BN <= 40 MB", NORM, dtype=None, shape=(32, 64, 56, 56), eager=1.5, compile=1.5, floor=1 / 0.80),
+    Target("BN NCHW fwd", NORM, "fwd", NCHW, dtype=None, eager=2, compile=1.4, floor=1 / 0.85),
+    Target("BN NCHW bwd", NORM, "bwd", NCHW, dtype=None, eager=2, compile=1.4, floor=1 / 0.80),
+    Target("BN NHWC fwd", NORM, "fwd", NHWC, dtype=None, eager=1.2, compile=1.1, floor=12 / 8 / 0.90),
+    Target("BN NHWC bwd", NORM, "bwd", NHWC, dtype=None, eager=1.2, compile=1.1, floor=20 / 12 / 0.90),
+    Target("BN + GeneralRelu (+ residual) fwd", ACT + RESIDUAL, "fwd", dtype=None, eager=3, compile=1.4),
+    Target("BN + GeneralRelu (+ residual) bwd", ACT + RESIDUAL, "bwd", dtype=None, eager=2.3, compile=1.4),
+    Target("GeneralRelu fwd", RELU, "fwd", dtype=None, eager=2.9, compile=1.0, floor=1 / 0.95),
+    Target("GeneralRelu bwd", RELU, "bwd", dtype=None, eager=2.2, compile=1.0, floor=1 / 0.93),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A target and the ratios its cases reached; `passed` is None where there is no target or no time."""
+
+    target: Target
+    cases: int
+    eager: tuple[float, ...]
+    compile: tuple[float, ...]
+    floor: tuple[float, ...]
+    failed: int
+    uncompared: int
+
+    @property
+    def passed(self) -> bool | None:
+        if self.failed:
+            return False
+        held = [
+            reached
+            for reached in (
+                kept(self.eager, self.target.eager),
+                kept(self.compile, self.target.compile),
+                kept([1 / x for x in self.floor], self.target.floor and 1 / self.target.floor),
+            )
+            if reached is not None
+        ]
+        return all(held) if held else None
+
+
+def kept(reached: Sequence[float], least: float | None) -> bool | None:
+    """Whether the worst case reaches the target; None without a target or without a measurement."""
+    return min(reached) >= least if reached and least is not None else None
+
+
+def judge(ratios: Iterable[Ratios], targets: Sequence[Target]) -> list[Verdict]:
+    """One verdict a target that has cases; each case goes to the first target that takes it."""
+    taken: dict[Target, list[Ratios]] = {target: [] for target in targets}
+    for one in ratios:
+        target = next((t for t in targets if t.judges(one.row)), None)
+        if target is not None:
+            taken[target].append(one)
+    return [
+        Verdict(
+            target=target,
+            cases=len(found),
+            eager=tuple(one.eager for one in found if one.eager is not None),
+            compile=tuple(one.compile for one in found if one.compile is not None),
+            floor=tuple(one.floor for one in found if one.floor is not None),
+            failed=sum(one.row["status"] in ("FAIL", "ERROR") for one in found),
+            uncompared=sum(one.eager is None and one.row["status"] in ("ok", "noisy") for one in found),
+        )
+        for target, found in taken.items()
+        if found
+    ]
+
+
+def spread(values: Sequence[float]) -> str:
+    """`worst / median` of some ratios."""
+    return f"{min(values):.2f} / {statistics.median(values):.2f}" if values else "-"

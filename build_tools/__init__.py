@@ -1,0 +1,1 @@
+"""What setup.py needs to build the C++ extension modules; nothing here is installed."""

@@ -1,0 +1,148 @@
+"""The compile and link steps of the two extension modules, as plain command lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from build_tools.toolchain import Toolchain
+
+TORCH_TARGET_VERSION = "0x020A000000000000"
+COMMON_FLAGS = (
+    *("-std=c++17", "-fPIC", "-fvisibility=hidden"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *("-Wall", "-Wextra", "-Icsrc"),
+)
+RELEASE_FLAGS = ("-O3", "-g0")
+SANITIZE_FLAGS = (
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    *("-g", "-O1", "-fno-omit-frame-pointer"),
+)
+# gcc's AVX-512 intrinsics are themselves "maybe uninitialized" (its bug 105593): thousands of lines of noise.
+GCC_QUIET = ("-Wno-maybe-uninitialized", "-Wno-uninitialized")
+# A file of csrc/cpu that has this is compiled once per instruction set, any other one once.
+PER_ISA = "namespace FASTNORM_ISA"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command: it reads `inputs` and writes `output`. A compile also writes `output`.d, its depfile."""
+
+    title: str
+    command: tuple[str, ...]
+    inputs: tuple[str, ...]
+    output: str
+    is_compile: bool
+
+
+@dataclass(frozen=True)
+class Build:
+    """All steps for one set of output files; paths are relative to the repository root."""
+
+    folder: Path
+    steps: list[Step]
+    products: dict[str, str]  # module name, such as fastnorm._C -> the file built
+    generated: dict[str, str]  # path -> text of the small files the steps read
+
+
+def plan_build(tools: Toolchain, root: Path) -> Build:
+    """Lists the steps; nothing is run or written."""
+    folder = Path("build") / f"ninja-{tools.kind}"
+    build = Build(folder, [], {}, {})
+    _plan_extension(build, tools, root)
+    if tools.pybind11_include is not None:
+        _plan_build_info(build, tools)
+    return build
+
+
+def mode_flags(tools: Toolchain) -> tuple[str, ...]:
+    return SANITIZE_FLAGS if tools.sanitize else RELEASE_FLAGS
+
+
+def _plan_extension(build: Build, tools: Toolchain, root: Path) -> None:
+    bind_flags = (
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+        "-DPy_LIMITED_API=0x030A0000",
+        *("-isystem", str(tools.torch_dir / "include"), "-isystem", str(tools.python_include)),
+    )
+    bind = [path for path in _sources(root, "csrc/bind") if not path.endswith("/build_info.cpp")]
+    cpu = _sources(root, "csrc/cpu")
+    once = [path for path in cpu if PER_ISA not in (root / path).read_text()]
+    has_isas = ("-DFASTNORM_HAVE_X86_ISAS=1",) if len(tools.isas) > 1 else ()
+    objects = [_compile(build, tools, source, "bind", bind_flags) for source in bind]
+    objects += [_compile(build, tools, source, "once", has_isas) for source in once]
+    # An inline function that several copies share is kept from the first object on the link line, so the
+    # copies go from the oldest instruction set to the newest: the survivor runs on every CPU.
+    for isa, isa_flags in tools.isas.items():
+        flags = (f"-DFASTNORM_ISA=isa_{isa}", *isa_flags)
+        objects += [_compile(build, tools, source, isa, flags) for source in cpu if source not in once]
+    lib = str(tools.torch_dir / "lib")
+    libraries = (f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10")
+    _link(build, tools, "fastnorm._C", "_C.abi3.so", objects, libraries)
+
+
+def _plan_build_info(build: Build, tools: Toolchain) -> None:
+    header = str(build.folder / "build_config.h")
+    build.generated[header] = _config_header(tools)
+    flags = (
+        *(f"-I{build.folder}", "-isystem", str(tools.pybind11_include)),
+        *("-isystem", str(tools.python_include)),
+    )
+    built = _compile(build, tools, "csrc/bind/build_info.cpp", "info", flags)
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    _link(build, tools, "fastnorm._build", f"_build{suffix}", [built], ())
+
+
+def _sources(root: Path, folder: str) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in (root / folder).glob("*.cpp"))
+
+
+def _compile(build: Build, tools: Toolchain, source: str, tag: str, flags: tuple[str, ...]) -> str:
+    output = (build.folder / "obj" / tag / Path(source).with_suffix(".o").name).as_posix()
+    command = (
+        *(*tools.cxx, *COMMON_FLAGS, *mode_flags(tools), *flags),
+        *(() if "clang" in tools.compiler else GCC_QUIET),
+        *("-MMD", "-MF", f"{output}.d", "-c", source, "-o", output),
+    )
+    build.steps.append(Step(f"compile {source} ({tag})", command, (source,), output, True))
+    return output
+
+
+def _link(
+    build: Build, tools: Toolchain, module: str, file: str, objects: list[str], libraries: tuple[str, ...]
+) -> None:
+    """No rpath: torch is always imported first. Only the module's init function is exported."""
+    output = (build.folder / file).as_posix()
+    init = f"PyInit_{module.rpartition('.')[2]}"
+    if sys.platform == "darwin":
+        inputs = objects
+        shared = ["-bundle", "-undefined", "dynamic_lookup", f"-Wl,-exported_symbol,_{init}"]
+    else:
+        exports = (build.folder / f"{init}.map").as_posix()
+        build.generated[exports] = f"{{ global: {init}; local: *; }};\n"
+        inputs = [*objects, exports]
+        shared = ["-shared", f"-Wl,--version-script={exports}"]
+    if tools.sanitize:
+        shared.append("-fsanitize=address,undefined")
+    elif sys.platform != "darwin":
+        shared.append("-s")
+    command = (*tools.cxx, *shared, "-o", output, *objects, *libraries)
+    build.steps.append(Step(f"link {file}", command, tuple(inputs), output, False))
+    build.products[module] = output
+
+
+def _config_header(tools: Toolchain) -> str:
+    values = {
+        "FASTNORM_COMPILER": tools.compiler,
+        "FASTNORM_FLAGS": " ".join((*COMMON_FLAGS, *mode_flags(tools))),
+        "FASTNORM_TORCH_VERSION": tools.torch_version,
+        "FASTNORM_TORCH_TARGET_VERSION": TORCH_TARGET_VERSION,
+    }
+    lines = ["#pragma once", *(f"#define {name} {json.dumps(text)}" for name, text in values.items())]
+    lines.append(f"#define FASTNORM_SANITIZED {'true' if tools.sanitize else 'false'}")
+    pairs = [f"{{{json.dumps(isa)}, {json.dumps(' '.join(flags))}}}" for isa, flags in tools.isas.items()]
+    lines.append(f"#define FASTNORM_ISA_FLAGS {', '.join(pairs)}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,180 @@
+// Batch norm backward where a channel is N runs of S elements (contiguous [N, C, S]).
+#include <type_traits>
+
+#include "cpu/channel.h"
+#include "cpu/kernels.h"
+#include "cpu/loops.h"
+
+namespace fastnorm {
+namespace FASTNORM_ISA {
+namespace {
+
+// dz of vectors of one plane: dy through the activation, whose argument is computed again from x.
+template <class T, class Act>
+struct PlaneGrad {
+  using V = vec_t<T>;
+  const T *x, *dy, *residual;
+  const Act& act;
+  V mean, scale, bias;
+
+  FASTNORM_INLINE PlaneGrad(const BatchNormBwd& args, const Act& a, const Affine<acc_t<T>>& affine, int64_t at)
+      : x(static_cast<const T*>(args.x) + at), dy(static_cast<const T*>(args.dy) + at),
+        residual(args.residual == nullptr ? nullptr : static_cast<const T*>(args.residual) + at), act(a),
+        mean(splat<V>(affine.mean)), scale(splat<V>(affine.scale)), bias(splat<V>(affine.bias)) {}
+
+  template <bool kResidual>
+  FASTNORM_INLINE V dz(int64_t i, int n, V xi) const {
+    V z = normalized(xi, mean, scale, bias);
+    if constexpr (kResidual) z = z + load(residual + i, n);
+    return act.backward(z, load(dy + i, n));
+  }
+};
+
+// Adds a run's dz and dz * (x - mean) to the lanes of s and q; each(i, n, dz) sees every dz on the way.
+template <bool kResidual, class T, class Act, class F>
+FASTNORM_INLINE void sum_run(const PlaneGrad<T, Act>& g, int64_t length, vec_t<T>& s, vec_t<T>& q, F each) {
+  using V = vec_t<T>;
+  constexpr int L = kLanes<T>;
+  V s1{}, q1{};
+  int64_t i = 0;
+  for (; i + 2 * L <= length; i += 2 * L) {
+    const V xa = load(g.x + i), xb = load(g.x + i + L);
+    const V a = g.template dz<kResidual>(i, L, xa), b = g.template dz<kResidual>(i + L, L, xb);
+    each(i, L, a), each(i + L, L, b);
+    s += a, s1 += b;
+    q += a * (xa - g.mean), q1 += b * (xb - g.mean);
+  }
+  for (; i < length; i += L) {
+    const int n = length - i < L ? static_cast<int>(length - i) : L;
+    const V xi = load(g.x + i, n);
+    const V dz = keep_first<T>(g.template dz<kResidual>(i, n, xi), n);
+    each(i, n, dz);
+    s1 += dz;
+    q1 += keep_first<T>(dz * (xi - g.mean), n);
+  }
+  s += s1;
+  q += q1;
+}
+
+// Adds one chunk of `count` neighbouring channels to their sums, and writes what can be written in this sweep:
+// dresidual, which is dz, and with fixed statistics dx, which is scale * dz.
+template <class T, class Act>
+void sum_chunk(const BatchNormBwd& args, const Act& act, const PlaneChunk& k, int64_t c0, int count,
+               const Affine<acc_t<T>>* affine, bool write_dx, ChannelSums* sums) {
+  using V = vec_t<T>;
+  V s[kMostChannels] = {}, q[kMostChannels] = {};
+  for (int64_t n = k.n0; n < k.n1; ++n) {
+    for (int j = 0; j < count; ++j) {
+      const int64_t at = (n * args.shape.C + c0 + j) * args.shape.S + k.s0, length = k.s1 - k.s0;
+      const PlaneGrad<T, Act> g(args, act, affine[j], at);
+      T* dx = write_dx ? static_cast<T*>(args.dx) + at : nullptr;
+      T* dresidual = args.dresidual == nullptr ? nullptr : static_cast<T*>(args.dresidual) + at;
+      const auto each = [&](int64_t i, int m, V dz) {
+        if (dresidual != nullptr) store(dresidual + i, dz, m);
+        if (dx != nullptr) store(dx + i, dz * g.scale, m);
+      };
+      if (g.residual != nullptr) sum_run<true>(g, length, s[j], q[j], each);
+      else if (write_dx) sum_run<false>(g, length, s[j], q[j], each);
+      else sum_run<false>(g, length, s[j], q[j], [](int64_t, int, V) {});
+    }
+  }
+  for (int j = 0; j < count; ++j) {
+    sums[j].sum += lane_sum(s[j]);
+    sums[j].product += lane_sum(q[j]);
+  }
+}
+
+// dx of elements [s0, s1) of one plane, from dz as computed again, or as dresidual holds it.
+template <class T, class Act>
+FASTNORM_INLINE void write_plane(const BatchNormBwd& args, const Act& act, const Affine<acc_t<T>>& affine,
+                                 const InputGrad& grad, int64_t plane, int64_t s0, int64_t s1) {
+  using V = vec_t<T>;
+  using A = acc_t<T>;
+  const int64_t at = plane * args.shape.S + s0, length = s1 - s0;
+  const PlaneGrad<T, Act> g(args, act, affine, at);
+  const V scale = splat<V>(static_cast<A>(grad.scale)), slope = splat<V>(static_cast<A>(grad.slope));
+  const V offset = splat<V>(static_cast<A>(grad.offset));
+  T* dx = static_cast<T*>(args.dx) + at;
+  const auto dx_of = [&](V dz, V xi) { return dz * scale + ((xi - g.mean) * slope + offset); };
+  if (g.residual != nullptr && args.dresidual != nullptr && sizeof(T) >= sizeof(A)) {
+    const T* dz = static_cast<const T*>(args.dresidual) + at;
+    write_run(dx, length, args.stream, [&](int64_t i, int n) { return dx_of(load(dz + i, n), load(g.x + i, n)); });
+  } else if (g.residual != nullptr) {
+    write_run(dx, length, args.stream, [&](int64_t i, int n) {
+      const V xi = load(g.x + i, n);
+      return dx_of(g.template dz<true>(i, n, xi), xi);
+    });
+  } else {
+    write_run(dx, length, args.stream, [&](int64_t i, int n) {
+      const V xi = load(g.x + i, n);
+      return dx_of(g.template dz<false>(i, n, xi), xi);
+    });
+  }
+}
+
+template <class F>
+void with_types(const BatchNormBwd& args, F&& f) {
+  with_dtype(args.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    with_activation(args.act, [&](auto activation) {
+      f(type, typename decltype(activation)::template Of<vec_t<T>>(args.act));
+    });
+  });
+  if (args.stream) stream_fence();
+}
+
+}  // namespace
+
+void planes_bwd(const BatchNormBwd& args, int64_t channel0, int64_t channel1) {
+  const int64_t chunks = chunks_of_channel(args.shape);
+  const bool one_sweep = args.dx != nullptr && !args.batch_stats;
+  with_types(args, [&](auto* type, const auto& act) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t c0 = channel0; c0 < channel1; c0 += args.together) {
+      const int count = static_cast<int>(channel1 - c0 < args.together ? channel1 - c0 : args.together);
+      Affine<acc_t<T>> affine[kMostChannels];
+      ChannelSums sums[kMostChannels] = {};
+      InputGrad grads[kMostChannels];
+      for (int j = 0; j < count; ++j) affine[j] = affine_of<acc_t<T>>(args, c0 + j);
+      for (int64_t k = 0; k < chunks; ++k) {
+        sum_chunk<T>(args, act, plane_chunk(args.shape, k), c0, count, affine, one_sweep, sums);
+      }
+      for (int j = 0; j < count; ++j) grads[j] = finish_grads(args, c0 + j, sums[j]);
+      if (args.dx == nullptr || one_sweep) continue;
+      for (int64_t n = args.shape.N - 1; n >= 0; --n) {
+        for (int j = 0; j < count; ++j) {
+          write_plane<T>(args, act, affine[j], grads[j], n * args.shape.C + c0 + j, 0, args.shape.S);
+        }
+      }
+    }
+  });
+}
+
+void planes_grad_sum(const BatchNormBwd& args, ChannelSums* partial, int64_t unit0, int64_t unit1) {
+  const int64_t chunks = chunks_of_channel(args.shape);
+  with_types(args, [&](auto* type, const auto& act) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t u = unit0; u < unit1; ++u) {
+      const int64_t c = u / chunks;
+      const auto affine = affine_of<acc_t<T>>(args, c);
+      partial[u] = {};
+      sum_chunk<T>(args, act, plane_chunk(args.shape, u % chunks), c, 1, &affine, false, partial + u);
+    }
+  });
+}
+
+void planes_grad_write(const BatchNormBwd& args, const InputGrad* grads, int64_t unit0, int64_t unit1) {
+  const int64_t pieces = pieces_of_plane(args.shape);
+  with_types(args, [&](auto* type, const auto& act) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t u = unit0; u < unit1; ++u) {
+      const int64_t plane = u / pieces, c = plane % args.shape.C;
+      const int64_t s0 = u % pieces * kChunkElements, s1 = s0 + kChunkElements;
+      const auto affine = affine_of<acc_t<T>>(args, c);
+      write_plane<T>(args, act, affine, grads[c], plane, s0, s1 < args.shape.S ? s1 : args.shape.S);
+    }
+  });
+}
+
+}  // namespace FASTNORM_ISA
+}  // namespace fastnorm

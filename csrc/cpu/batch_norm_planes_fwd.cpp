@@ -1,0 +1,175 @@
+// Batch norm forward where a channel is N runs of S elements (contiguous [N, C, S]).
+#include <cmath>
+#include <type_traits>
+
+#include "cpu/channel.h"
+#include "cpu/kernels.h"
+#include "cpu/loops.h"
+
+namespace fastnorm {
+namespace FASTNORM_ISA {
+namespace {
+
+// Adds a run's x - shift and its square to the lanes of s and q.
+template <class T>
+FASTNORM_INLINE void sum_run(const T* x, int64_t n, vec_t<T> shift, vec_t<T>& s, vec_t<T>& q) {
+  using V = vec_t<T>;
+  constexpr int L = kLanes<T>;
+  int64_t i = 0;
+  if (n >= 4 * L) {  // four chains of additions hide their latency
+    V s1{}, s2{}, s3{}, q1{}, q2{}, q3{};
+    for (; i + 4 * L <= n; i += 4 * L) {
+      const V a = load(x + i) - shift, b = load(x + i + L) - shift;
+      const V c = load(x + i + 2 * L) - shift, d = load(x + i + 3 * L) - shift;
+      s += a, s1 += b, s2 += c, s3 += d;
+      q += a * a, q1 += b * b, q2 += c * c, q3 += d * d;
+    }
+    s += s1 + (s2 + s3);
+    q += q1 + (q2 + q3);
+  }
+  for (; i < n; i += L) {
+    const int count = n - i < L ? static_cast<int>(n - i) : L;
+    const V a = keep_first<T>(load(x + i, count) - shift, count);
+    s += a;
+    q += a * a;
+  }
+}
+
+// Adds one chunk of `count` neighbouring channels to their sums.
+template <class T>
+void sum_chunk(const BatchNormFwd& args, const PlaneChunk& k, int64_t c0, int count, const double* shift,
+               ChannelSums* sums) {
+  using V = vec_t<T>;
+  const BatchNormShape& shape = args.shape;
+  V s[kMostChannels] = {}, q[kMostChannels] = {};
+  for (int64_t n = k.n0; n < k.n1; ++n) {
+    const T* x = static_cast<const T*>(args.x) + (n * shape.C + c0) * shape.S;
+    for (int j = 0; j < count; ++j, x += shape.S) {
+      sum_run(x + k.s0, k.s1 - k.s0, splat<V>(static_cast<acc_t<T>>(shift[j])), s[j], q[j]);
+    }
+  }
+  for (int j = 0; j < count; ++j) {
+    sums[j].sum += lane_sum(s[j]);
+    sums[j].product += lane_sum(q[j]);
+  }
+}
+
+// A value near the channel's mean: the average of a few vectors of it, 0 if that is not finite.
+template <class T>
+double shift_of(const BatchNormFwd& args, int64_t c) {
+  constexpr int64_t kPlanes = 4;
+  const BatchNormShape& shape = args.shape;
+  const int count = shape.S < kLanes<T> ? static_cast<int>(shape.S) : kLanes<T>;
+  const int64_t step = shape.N < kPlanes ? 1 : shape.N / kPlanes;
+  double sum = 0;
+  int64_t taken = 0;
+  for (int64_t n = 0; n < shape.N && taken < kPlanes; n += step, ++taken) {
+    sum += lane_sum(load(static_cast<const T*>(args.x) + (n * shape.C + c) * shape.S, count));
+  }
+  const acc_t<T> mean = static_cast<acc_t<T>>(sum / static_cast<double>(taken * count));
+  return std::isfinite(mean) ? mean : 0;
+}
+
+template <class T>
+void statistics(const BatchNormFwd& args, int64_t c0, int count) {
+  const int64_t chunks = chunks_of_channel(args.shape);
+  const double n = static_cast<double>(args.shape.per_channel());
+  double shift[kMostChannels];
+  ChannelSums sums[kMostChannels] = {};
+  for (int j = 0; j < count; ++j) shift[j] = shift_of<T>(args, c0 + j);
+  for (int64_t k = 0; k < chunks; ++k) sum_chunk<T>(args, plane_chunk(args.shape, k), c0, count, shift, sums);
+  for (int j = 0; j < count; ++j) {
+    Moments m = moments(sums[j], shift[j], n);
+    if (m.cancelled) {
+      ChannelSums second;
+      for (int64_t k = 0; k < chunks; ++k) {
+        sum_chunk<T>(args, plane_chunk(args.shape, k), c0 + j, 1, &m.mean, &second);
+      }
+      m = moments(second, m.mean, n);
+    }
+    finish_channel(args, c0 + j, m);
+  }
+}
+
+// y of elements [s0, s1) of one plane.
+template <class T, class Act>
+FASTNORM_INLINE void write_plane(const BatchNormFwd& args, const Act& act, const Affine<acc_t<T>>& affine,
+                                 int64_t plane, int64_t s0, int64_t s1) {
+  using V = vec_t<T>;
+  const int64_t at = plane * args.shape.S + s0;
+  const V mean = splat<V>(affine.mean), scale = splat<V>(affine.scale), bias = splat<V>(affine.bias);
+  const T* x = static_cast<const T*>(args.x) + at;
+  T* y = static_cast<T*>(args.y) + at;
+  if (args.residual == nullptr) {
+    write_run(y, s1 - s0, args.stream,
+              [&](int64_t i, int n) { return act.forward(normalized(load(x + i, n), mean, scale, bias)); });
+    return;
+  }
+  const T* residual = static_cast<const T*>(args.residual) + at;
+  write_run(y, s1 - s0, args.stream, [&](int64_t i, int n) {
+    return act.forward(normalized(load(x + i, n), mean, scale, bias) + load(residual + i, n));
+  });
+}
+
+template <class F>
+void with_types(const BatchNormFwd& args, F&& f) {
+  with_dtype(args.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    with_activation(args.act, [&](auto activation) {
+      f(type, typename decltype(activation)::template Of<vec_t<T>>(args.act));
+    });
+  });
+  if (args.stream) stream_fence();
+}
+
+}  // namespace
+
+void planes_fwd(const BatchNormFwd& args, int64_t channel0, int64_t channel1) {
+  with_types(args, [&](auto* type, const auto& act) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t c0 = channel0; c0 < channel1; c0 += args.together) {
+      const int count = static_cast<int>(channel1 - c0 < args.together ? channel1 - c0 : args.together);
+      statistics<T>(args, c0, count);
+      Affine<acc_t<T>> affine[kMostChannels];
+      for (int j = 0; j < count; ++j) affine[j] = affine_of<acc_t<T>>(args, c0 + j);
+      for (int64_t n = args.shape.N - 1; n >= 0; --n) {  // backwards: the last planes read are still in the cache
+        for (int j = 0; j < count; ++j) {
+          write_plane<T>(args, act, affine[j], n * args.shape.C + c0 + j, 0, args.shape.S);
+        }
+      }
+    }
+  });
+}
+
+void planes_shift(const BatchNormFwd& args, double* shift, int64_t channel0, int64_t channel1) {
+  with_dtype(args.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t c = channel0; c < channel1; ++c) shift[c] = shift_of<T>(args, c);
+  });
+}
+
+void planes_sum(const BatchNormFwd& args, const double* shift, ChannelSums* partial, int64_t unit0, int64_t unit1) {
+  const int64_t chunks = chunks_of_channel(args.shape);
+  with_dtype(args.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t u = unit0; u < unit1; ++u) {
+      partial[u] = {};
+      sum_chunk<T>(args, plane_chunk(args.shape, u % chunks), u / chunks, 1, shift + u / chunks, partial + u);
+    }
+  });
+}
+
+void planes_write(const BatchNormFwd& args, int64_t unit0, int64_t unit1) {
+  const int64_t pieces = pieces_of_plane(args.shape);
+  with_types(args, [&](auto* type, const auto& act) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t u = unit0; u < unit1; ++u) {
+      const int64_t plane = u / pieces, s0 = u % pieces * kChunkElements, s1 = s0 + kChunkElements;
+      const auto affine = affine_of<acc_t<T>>(args, plane % args.shape.C);
+      write_plane<T>(args, act, affine, plane, s0, s1 < args.shape.S ? s1 : args.shape.S);
+    }
+  });
+}
+
+}  // namespace FASTNORM_ISA
+}  // namespace fastnorm

@@ -1,0 +1,120 @@
+// Batch norm forward where a channel is a column of [M, C] (channels_last, or [N, C]).
+#include <cmath>
+#include <type_traits>
+
+#include "cpu/channel.h"
+#include "cpu/kernels.h"
+#include "cpu/rows.h"
+
+namespace fastnorm {
+namespace FASTNORM_ISA {
+namespace {
+
+// Adds x - shift and its square, column by column, to s and q.
+template <class T>
+void sum_columns(const T* x, int64_t rows, int64_t width, const acc_t<T>* shift, acc_t<T>* s, acc_t<T>* q) {
+  using V = vec_t<T>;
+  constexpr int L = kLanes<T>;
+  each_column_group<T>(rows, width, 1, [&](int64_t r, int64_t count, int64_t c, auto group, int lanes) {
+    constexpr int K = decltype(group)::value;
+    V near[K], sum[K] = {}, square[K] = {};
+    for (int k = 0; k < K; ++k) near[k] = load(shift + c + k * L);
+    const T* p = x + r * width + c;
+    for (int64_t i = 0; i < count; ++i, p += width) {
+      for (int k = 0; k < K; ++k) {
+        const V d = keep_first<T>(load(p + k * L, lanes) - near[k], lanes);
+        sum[k] += d;
+        square[k] += d * d;
+      }
+    }
+    for (int k = 0; k < K; ++k) {
+      store(s + c + k * L, load(s + c + k * L) + sum[k]);
+      store(q + c + k * L, load(q + c + k * L) + square[k]);
+    }
+  });
+}
+
+template <class T, class Act>
+void write_block(const BatchNormFwd& args, const Act& act, const RowPlan& plan, const Columns<acc_t<T>>& numbers,
+                 int64_t row0, int64_t row1) {
+  using V = vec_t<T>;
+  const auto *mean = numbers[0], *scale = numbers[1], *bias = numbers[2];
+  plan.each(row0, row1, [&](int64_t first, int64_t rows, int64_t width) {
+    const T* x = static_cast<const T*>(args.x) + first;
+    T* y = static_cast<T*>(args.y) + first;
+    if (args.residual == nullptr) {
+      write_rows(y, rows, width, args.stream, [&](int64_t c, int) {
+        return [&act, x, m = load(mean + c), s = load(scale + c), b = load(bias + c)](int64_t i, int n) -> V {
+          return act.forward(normalized(load(x + i, n), m, s, b));
+        };
+      });
+      return;
+    }
+    const T* residual = static_cast<const T*>(args.residual) + first;
+    write_rows(y, rows, width, args.stream, [&](int64_t c, int) {
+      return [&act, x, residual, m = load(mean + c), s = load(scale + c), b = load(bias + c)](int64_t i, int n) -> V {
+        return act.forward(normalized(load(x + i, n), m, s, b) + load(residual + i, n));
+      };
+    });
+  });
+}
+
+}  // namespace
+
+void rows_shift(const BatchNormFwd& args, double* shift) {
+  constexpr int64_t kRows = 16;
+  const int64_t M = args.shape.N, C = args.shape.C, step = M < kRows ? 1 : M / kRows;
+  with_dtype(args.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const RowPlan plan{C, 1, C};
+    const Columns<acc_t<T>> sums(plan, 3);
+    int64_t taken = 0;
+    for (int64_t r = 0; r < M && taken < kRows; r += step, ++taken) {
+      sum_columns(static_cast<const T*>(args.x) + r * C, 1, C, sums[0], sums[1], sums[2]);
+    }
+    for (int64_t c = 0; c < C; ++c) {
+      const acc_t<T> mean = static_cast<acc_t<T>>(static_cast<double>(sums[1][c]) / static_cast<double>(taken));
+      shift[c] = std::isfinite(mean) ? mean : 0;
+    }
+  });
+}
+
+void rows_sum(const BatchNormFwd& args, const double* shift, ChannelSums* partial, int64_t block0, int64_t block1) {
+  const int64_t M = args.shape.N, C = args.shape.C, block = rows_of_block(args.shape);
+  with_dtype(args.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    const RowPlan plan = RowPlan::of<T>(C);
+    const Columns<A> columns(plan, 3);
+    columns.fill(0, [&](int64_t c) { return static_cast<A>(shift[c]); });
+    for (int64_t b = block0; b < block1; ++b) {
+      columns.clear(1), columns.clear(2);
+      plan.each(b * block, b * block + block < M ? b * block + block : M,
+                [&](int64_t first, int64_t rows, int64_t width) {
+                  sum_columns(static_cast<const T*>(args.x) + first, rows, width, columns[0], columns[1], columns[2]);
+                });
+      for (int64_t c = 0; c < C; ++c) partial[b * C + c] = {columns.total(1, c), columns.total(2, c)};
+    }
+  });
+}
+
+void rows_write(const BatchNormFwd& args, int64_t block0, int64_t block1) {
+  const int64_t M = args.shape.N, C = args.shape.C, block = rows_of_block(args.shape);
+  with_dtype(args.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    const RowPlan plan = RowPlan::of<T>(C);
+    const Columns<A> numbers(plan, 3);
+    numbers.fill(0, [&](int64_t c) { return affine_of<A>(args, c).mean; });
+    numbers.fill(1, [&](int64_t c) { return affine_of<A>(args, c).scale; });
+    numbers.fill(2, [&](int64_t c) { return affine_of<A>(args, c).bias; });
+    with_activation(args.act, [&](auto activation) {
+      const typename decltype(activation)::template Of<vec_t<T>> act(args.act);
+      write_block<T>(args, act, plan, numbers, block0 * block, block1 * block < M ? block1 * block : M);
+    });
+  });
+  if (args.stream) stream_fence();
+}
+
+}  // namespace FASTNORM_ISA
+}  // namespace fastnorm

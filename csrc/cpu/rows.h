@@ -1,0 +1,121 @@
+// Batch norm in row order: x is [M, C], a channel is a column.
+//
+// Rows are joined r at a time into wide rows of W = r * C elements, the smallest multiple of the vector length, with
+// the per-channel numbers repeated r times: three channels then cost no more than forty-eight. The M % r rows that are
+// left form one shorter wide row. Only where C is odd and large is nothing joined, and the last vector of a row partial.
+#pragma once
+
+#include <memory>
+
+#include "cpu/loops.h"
+#include "op/batch_norm.h"
+
+namespace fastnorm {
+namespace FASTNORM_ISA {
+
+constexpr int64_t kWidestJoin = 2048;  // elements; beyond it a partial vector per row is cheap
+constexpr int64_t kTileBytes = 16384;  // of a tile of rows that stays in L1 while its columns are summed
+
+struct RowPlan {
+  int64_t C, joined, width;  // width = joined * C
+
+  template <class T>
+  static RowPlan of(int64_t C) {
+    int64_t joined = 1;
+    while (joined < kLanes<T> && joined * C % kLanes<T> != 0) joined *= 2;
+    if (joined * C > kWidestJoin) joined = 1;
+    return {C, joined, joined * C};
+  }
+  // Calls f(first element, wide rows, width) for the wide rows of rows [row0, row1) and for what is left of them.
+  template <class F>
+  FASTNORM_INLINE void each(int64_t row0, int64_t row1, F f) const {
+    const int64_t wide = (row1 - row0) / joined, left = (row1 - row0) % joined;
+    if (wide > 0) f(row0 * C, wide, width);
+    if (left > 0) f((row0 + wide * joined) * C, int64_t{1}, left * C);
+  }
+};
+
+// Arrays of `width` numbers each, from one allocation, whole vectors readable at every column.
+template <class A>
+class Columns {
+ public:
+  Columns(const RowPlan& plan, int arrays)
+      : plan_(plan), pitch_((plan.width + 15) / 16 * 16), data_(new A[static_cast<size_t>(pitch_ * arrays)]()) {}
+  A* operator[](int array) const { return data_.get() + array * pitch_; }
+  // value(c) for every channel, repeated across the joined rows.
+  template <class F>
+  void fill(int array, F value) const {
+    A* column = (*this)[array];
+    for (int64_t c = 0; c < plan_.C; ++c) column[c] = value(c);
+    for (int64_t i = plan_.C; i < plan_.width; ++i) column[i] = column[i - plan_.C];
+  }
+  void clear(int array) const {
+    for (int64_t i = 0; i < pitch_; ++i) (*this)[array][i] = 0;
+  }
+  // The sum over the joined rows of what stands in channel c's columns.
+  double total(int array, int64_t c) const {
+    double sum = 0;
+    for (int64_t i = c; i < plan_.width; i += plan_.C) sum += (*this)[array][i];
+    return sum;
+  }
+
+ private:
+  RowPlan plan_;
+  int64_t pitch_;
+  std::unique_ptr<A[]> data_;
+};
+
+// Calls f(row0, rows, column, K tag, lanes) for tiles of rows and, inside, groups of up to four vectors of columns.
+template <class T, class F>
+FASTNORM_INLINE void each_column_group(int64_t rows, int64_t width, int64_t streams, F f) {
+  constexpr int L = kLanes<T>;
+  const int64_t row_bytes = width * static_cast<int64_t>(sizeof(T)) * streams;
+  int64_t tile = width <= 4 * L ? rows : kTileBytes / row_bytes;
+  if (tile < 8) tile = 8;
+  for (int64_t r = 0; r < rows; r += tile) {
+    const int64_t count = rows - r < tile ? rows - r : tile;
+    int64_t c = 0;
+    for (; c + 4 * L <= width; c += 4 * L) f(r, count, c, std::integral_constant<int, 4>{}, L);
+    for (; c + L <= width; c += L) f(r, count, c, std::integral_constant<int, 1>{}, L);
+    if (c < width) f(r, count, c, std::integral_constant<int, 1>{}, static_cast<int>(width - c));
+  }
+}
+
+// out[row][column] = k(element, lanes) with k = at(column, lanes), which may hold a column's numbers in registers:
+// four rows share them.
+template <class T, class F>
+FASTNORM_INLINE void write_rows(T* out, int64_t rows, int64_t width, bool stream_out, F at) {
+  constexpr int L = kLanes<T>;
+  constexpr int kRows = 4;
+  constexpr uintptr_t kVector = L * sizeof(T);
+  const bool aligned = reinterpret_cast<uintptr_t>(out) % kVector == 0 && width % L == 0;
+  for (int64_t r = 0; r < rows;) {
+    const int64_t base = r * width;
+    if (rows - r >= kRows) {
+      int64_t c = 0;
+      for (; c + L <= width; c += L) {
+        const auto k = at(c, L);
+        for (int j = 0; j < kRows; ++j) {
+          const int64_t i = base + j * width + c;
+          if (stream_out && aligned) stream(out + i, k(i, L));
+          else store(out + i, k(i, L));
+        }
+      }
+      if (c < width) {
+        const int n = static_cast<int>(width - c);
+        const auto k = at(c, n);
+        for (int j = 0; j < kRows; ++j) store_first(out + base + j * width + c, k(base + j * width + c, n), n);
+      }
+      r += kRows;
+    } else {
+      for (int64_t c = 0; c < width; c += L) {
+        const int n = width - c < L ? static_cast<int>(width - c) : L;
+        store(out + base + c, at(c, n)(base + c, n), n);
+      }
+      r += 1;
+    }
+  }
+}
+
+}  // namespace FASTNORM_ISA
+}  // namespace fastnorm

@@ -1,0 +1,26 @@
+"""What proves a backend right: the case table, the float64 oracle, the one comparison rule. Needs nothing but torch."""
+
+from __future__ import annotations
+
+from fastnorm.testing.cases import ACTS, DTYPES, Act, NormCase, ReluCase
+from fastnorm.testing.compare import Expectation, check, passes, ulp
+from fastnorm.testing.oracle import norm_problem, relu_problem
+from fastnorm.testing.run import conform, forward, run, solved
+
+__all__ = [
+    "ACTS",
+    "DTYPES",
+    "Act",
+    "Expectation",
+    "NormCase",
+    "ReluCase",
+    "check",
+    "conform",
+    "forward",
+    "norm_problem",
+    "passes",
+    "relu_problem",
+    "run",
+    "solved",
+    "ulp",
+]

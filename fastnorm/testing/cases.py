@@ -1,0 +1,293 @@
+"""The one table of cases: which op, over which tensors, with which options. Tests and benchmarks read it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Act:
+    """GeneralRelu's numbers; the oracle and the library's ops read the same four."""
+
+    leak: float | None = None
+    sub: float | None = None
+    maxv: float | None = None
+    max_leak: float | None = None
+
+    @property
+    def numbers(self) -> tuple[float | None, float | None, float | None, float | None]:
+        return (self.leak, self.sub, self.maxv, self.max_leak)
+
+
+# low_max and negative_leak clamp where z < 0: "above maxv" must not be taken to mean "z > 0".
+ACTS = {
+    "relu": Act(),
+    "relu6": Act(maxv=1.5),
+    "relu_sub": Act(sub=0.4),
+    "leaky": Act(0.1),
+    "leaky_sub": Act(0.1, 0.4),
+    "full": Act(0.1, 0.4, 0.7),
+    "max_leak": Act(0.1, 0.4, 0.7, 0.05),
+    "relu_max_leak": Act(None, None, 0.9, 0.25),
+    "low_max": Act(0.5, 0.4, -0.9),
+    "low_max_leak": Act(0.5, 0.4, -0.9, 0.2),
+    "negative_leak": Act(-0.3, -0.2, 0.6),
+    "zero_leak": Act(0.0, 0.0, 1.0, 0.0),
+    "steep": Act(1.5, 0.25, 0.5, 2.0),
+}
+
+
+@dataclass(frozen=True)
+class ReluCase:
+    """general_relu over one tensor."""
+
+    shape: tuple[int, ...]
+    layout: str = "contiguous"
+    dtype: str = "fp32"
+    act: str = "full"
+    data: str = "normal"
+    dy: str = "same"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return _name(self, ReluCase((1,)))
+
+
+@dataclass(frozen=True)
+class NormCase:
+    """batch_norm over one tensor: act(norm(x) + residual)."""
+
+    shape: tuple[int, ...]
+    layout: str = "contiguous"
+    dtype: str = "fp32"
+    weight: str | None = "fp32"  # the dtype of each, None where it is missing
+    bias: str | None = "fp32"
+    stats: str | None = "fp32"
+    act: str | None = None
+    residual: str | None = None  # the layout of the residual; "same" for x's
+    training: bool = True
+    momentum: float = 0.1
+    eps: float = 1e-5
+    unbiased: bool = False
+    detach_stats: bool = False
+    data: str = "normal"
+    dy: str = "same"  # the layout of the upstream gradient; see problems.UPSTREAM
+    vectors: str = "contiguous"  # the layout of the per-channel tensors
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return _name(self, NormCase((1,)))
+
+    def but(self, **changes: object) -> NormCase:
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+Case = ReluCase | NormCase
+
+
+def _name(case: Case, default: Case) -> str:
+    """What differs from the default: "5x7x3x11-channels_last-bf16-act=full"."""
+    parts = ["x".join(map(str, case.shape))]
+    for field in fields(case):
+        value = getattr(case, field.name)
+        if field.name != "shape" and value != getattr(default, field.name):
+            plain = field.name in ("layout", "dtype", "data")
+            parts.append(str(value) if plain else f"{field.name}={value}")
+    return "-".join(parts)
+
+
+# Odd primes where a shape has no reason of its own to be otherwise.
+SHAPES: dict[tuple[int, ...], str] = {
+    (5, 7, 3, 11): "odd everything",
+    (11, 13): "rank 2",
+    (3, 5, 29): "rank 3",
+    (2, 3, 5, 7, 3): "rank 5",
+    (4, 1, 7, 5): "one channel",
+    (13, 1): "one channel, one position",
+    (7, 19, 1, 1): "one position, C past a vector of 16",
+    (2, 3, 17, 19): "three channels, odd rows",
+    (3, 16, 4, 4): "whole vectors",
+    (2, 17, 8, 8): "a vector and one channel",
+    (1, 5, 13, 1): "one sample",
+    (2, 1, 1, 1): "two values",
+}
+LARGE_SHAPES: dict[tuple[int, ...], str] = {
+    (131, 67): "rank 2, many rows",
+    (3, 257, 3, 3): "many channels, few values",
+    (2, 3, 101, 103): "large images, few channels",
+    (17, 33, 13, 11): "more than one block in every direction",
+    (5, 64, 28, 28): "whole vectors",
+    (3, 31, 211): "rank 3",
+    (2, 5, 7, 31, 17): "rank 5",
+    (1021, 2): "two channels in long columns",
+}
+LAYOUTS = (
+    "contiguous",
+    "channels_last",
+    "offset",
+    "channels_last_offset",
+    "channel_slice",
+    "channels_last_slice",
+    "padded_rows",
+    "batch_slice",
+    "every_second",
+    "transposed",
+    "channel_first",
+    "expanded",
+    "expanded_channel",
+)
+PLAIN_LAYOUTS = ("contiguous", "channels_last")
+
+
+def fits(shape: tuple[int, ...], layout: str) -> bool:
+    """Channels last asks for images or volumes."""
+    return "channels_last" not in layout or len(shape) in (4, 5)
+
+
+def tiny(case: Case) -> bool:
+    """Small enough for Triton's interpreter, which takes milliseconds a program."""
+    return math.prod(case.shape) <= 2048
+
+
+def layout_cases() -> list[NormCase]:
+    """Every shape in every layout, bare and with everything fused."""
+    cases = []
+    for shape in (*SHAPES, *LARGE_SHAPES):
+        for layout in LAYOUTS:
+            if fits(shape, layout) and (shape in SHAPES or layout in LAYOUTS[:8]):
+                cases.append(NormCase(shape, layout))
+                cases.append(NormCase(shape, layout, act="full", residual="same"))
+    return cases
+
+
+def dtype_cases() -> list[NormCase]:
+    """x, weight, bias, and the running statistics each of every dtype, in the two main layouts."""
+    cases = []
+    for layout in PLAIN_LAYOUTS:
+        for dtype in DTYPES:
+            base = NormCase((5, 7, 3, 11), layout, dtype, act="full", residual="same")
+            for other in DTYPES:
+                cases += [base.but(weight=other, bias=other), base.but(weight=other, bias=dtype, stats=other)]
+                cases += [base.but(training=False, stats=other)]
+            cases += [base.but(shape=(5, 33, 13, 11), weight=dtype, bias=dtype, act=act) for act in (None, "leaky")]
+    return list(dict.fromkeys(cases))
+
+
+def option_cases() -> list[NormCase]:
+    """Missing parameters, activations, residuals, modes: each against each other where they meet in the kernel."""
+    base = NormCase((5, 7, 3, 11))
+    cases = []
+    for layout in PLAIN_LAYOUTS:
+        for weight, bias in (("fp32", None), (None, "fp32"), (None, None)):
+            for act, residual in ((None, None), (None, "same"), ("leaky_sub", None), ("full", "same")):
+                for training in (True, False):
+                    changes = {"layout": layout, "weight": weight, "bias": bias, "act": act, "residual": residual}
+                    cases.append(base.but(training=training, **changes))
+        for act in ACTS:
+            cases += [base.but(layout=layout, act=act), base.but(layout=layout, act=act, residual="same")]
+            cases.append(base.but(layout=layout, act=act, training=False))
+        for residual in ("contiguous", "channels_last", "every_second", "transposed", "offset", "expanded"):
+            cases += [base.but(layout=layout, residual=residual, act=act) for act in (None, "full")]
+        for mode in (
+            {"stats": None},
+            {"unbiased": True},
+            {"unbiased": True, "detach_stats": True},
+            {"training": False, "unbiased": True},
+            {"detach_stats": True, "act": "full"},
+            {"eps": 0.1},
+            {"eps": 1e-12},
+        ):
+            cases += [base.but(layout=layout, **mode), base.but(layout=layout, weight=None, bias=None, **mode)]
+        for momentum in (0.0, 0.1, 0.9, 1.0):
+            cases += [base.but(layout=layout, momentum=momentum, stats=stats) for stats in DTYPES]
+        cases.append(base.but(layout=layout, vectors="every_second", act="full"))
+        cases.append(base.but(layout=layout, vectors="offset", dtype="bf16", weight="bf16", bias="bf16"))
+        cases.append(base.but(layout=layout, vectors="every_second", training=False))
+    return list(dict.fromkeys(cases))
+
+
+def data_cases() -> list[NormCase]:
+    """Values at which statistics go wrong: offsets, constants, outliers, extremes of the range."""
+    cases = []
+    kinds = (
+        "offset_1e2", "offset_1e4", "offset_1e6", "narrow_100", "constant", "outlier_first", "outlier", "two_values",
+        "tiny", "denormal", "zeros", "minus_zeros", "scale_1e18", "scale_1e19", "scale_1e20", "drift",
+    )  # fmt: skip
+    for shape in ((5, 7, 3, 11), (17, 33, 13, 11), (131, 3), (2, 3, 101, 103)):
+        for layout in PLAIN_LAYOUTS:
+            if fits(shape, layout):
+                for data in kinds:
+                    cases += [NormCase(shape, layout, data=data, act=act) for act in (None, "full")]
+                cases += [NormCase(shape, layout, data=data, dy="centred") for data in ("offset_1e2", "offset_1e4")]
+                cases += [NormCase(shape, layout, "fp64", data=d) for d in ("offset_1e4", "offset_1e6", "constant")]
+                cases += [NormCase(shape, layout, "bf16", data=d) for d in ("offset_1e2", "scale_1e18", "constant")]
+                cases += [NormCase(shape, layout, "fp16", data=d) for d in ("near_200", "denormal", "constant")]
+    return cases
+
+
+NON_FINITE = ("nan", "inf", "minus_inf", "both_infs", "nan_and_inf")
+
+
+def non_finite_cases() -> list[NormCase]:
+    """One bad value in one channel; the others must not notice."""
+    cases = []
+    for layout in PLAIN_LAYOUTS:
+        for data in NON_FINITE:
+            for dtype in ("fp32", "bf16"):
+                base = NormCase((5, 7, 3, 11), layout, dtype, data=data)
+                cases += [base.but(act=act, training=t) for act in (None, *ACTS) for t in (True, False)]
+            cases += [base.but(shape=(5, 33, 13, 11), act="full", residual="same")]
+    return cases
+
+
+def upstream_cases() -> list[NormCase]:
+    """Upstream gradients of every layout against inputs of every layout."""
+    cases = []
+    kinds = ("contiguous", "channels_last", "offset", "every_second", "transposed", "cat", "ones", "per_sample")
+    for layout in ("contiguous", "channels_last", "every_second"):
+        for dy in kinds:
+            for act, residual in ((None, None), (None, "same"), ("full", None), ("max_leak", "same")):
+                cases.append(NormCase((5, 7, 3, 11), layout, act=act, residual=residual, dy=dy))
+            cases.append(NormCase((5, 17, 8, 8), layout, "bf16", act="full", dy=dy))
+            cases.append(NormCase((5, 7, 3, 11), layout, training=False, act="full", residual="same", dy=dy))
+    return cases
+
+
+def relu_cases() -> list[ReluCase]:
+    cases = []
+    for shape in (*SHAPES, *LARGE_SHAPES, (), (1,), (7,), (4099,), (3, 1, 0, 2), (40961,)):
+        cases += [ReluCase(shape, layout) for layout in LAYOUTS if len(shape) >= 2 and fits(shape, layout)]
+        cases += [ReluCase(shape, "contiguous", dtype) for dtype in DTYPES]
+    for act in ACTS:
+        for dtype in DTYPES:
+            cases += [ReluCase((5, 7, 3, 11), layout, dtype, act) for layout in ("contiguous", "every_second")]
+            cases += [ReluCase((67,), "contiguous", dtype, act, data) for data in (*NON_FINITE, "denormal", "zeros")]
+        cases.append(ReluCase((67,), "contiguous", "fp32", act, "scale_1e20"))
+    for dy in ("channels_last", "offset", "every_second", "transposed", "cat", "ones", "per_sample"):
+        cases += [ReluCase((5, 7, 3, 11), layout, dy=dy) for layout in LAYOUTS]
+        cases += [ReluCase((5, 7, 3, 11), layout, "bf16", "max_leak", dy=dy) for layout in PLAIN_LAYOUTS]
+    return list(dict.fromkeys(cases))
+
+
+def long_cases() -> list[NormCase]:
+    """Millions of values in a channel: a single fp32 accumulator is not enough."""
+    shapes = ((2_000_003, 1), (1_000_003, 2), (2, 1, 1009, 1013), (131_071, 17), (7, 2, 521, 523), (263, 3, 89, 83))
+    cases = []
+    for shape in shapes:
+        for layout in PLAIN_LAYOUTS:
+            if fits(shape, layout):
+                cases += [NormCase(shape, layout, data="uniform", act=act) for act in (None, "full")]
+                cases += [NormCase(shape, layout, "bf16", data="uniform"), NormCase(shape, layout, data="drift")]
+    return cases

@@ -1,0 +1,225 @@
+"""Compiles the Triton launchers for a GPU that need not be there, and reads what the compiler made of them.
+
+    python -m fastnorm.testing.triton_aot --arch 90 < cases.json
+
+prints one JSON list of Launch records for a JSON list of Case fields. It needs a process of its own, without
+TRITON_INTERPRET: the launchers run unchanged on tensors of the meta device, behind a stand-in for triton's
+driver, and every launch ends with its kernel compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fastnorm.ops import triton as triton_ops
+from fastnorm.testing.cases import DTYPES
+
+SMS = {80: 108, 90: 132, 100: 148}
+ACTIVATION = (0.1, 0.4, 2.0, None)
+Activation = tuple[float | None, float | None, float | None, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A forward and a backward of batch norm with fp32 parameters, and of general_relu where act is set."""
+
+    shape: tuple[int, ...]
+    dtype: str = "fp32"
+    channels_last: bool = False
+    act: bool = False
+    residual: bool = False
+    training: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One kernel as compiled for one launch: its grid and its resources.
+
+    stack: bytes of local memory a thread, above 0 where registers were spilled.
+    loads, stores: how many accesses to global memory of each width in bits the PTX of the kernel holds.
+    """
+
+    case: Case
+    kernel: str
+    grid: tuple[int, ...]
+    warps: int
+    registers: int
+    stack: int
+    shared: int
+    loads: dict[int, int]
+    stores: dict[int, int]
+
+    @property
+    def resident(self) -> int:
+        """Programs that fit on an SM of 65536 registers (dealt in units of 8 a thread) and 64 warps."""
+        registers = -(-self.registers // 8) * 8 * 32 * self.warps
+        return min(65536 // registers, 64 // self.warps)
+
+
+class _Driver:
+    """All that triton asks of a driver before a launch."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def compiling(arch: int) -> Iterator[list[tuple[str, tuple[int, ...], Any]]]:
+    """While this is open, every launch compiles for `arch` and is recorded: (name, grid, kernel)."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    launch_numbers = triton_ops._import_kernels().launch
+    recorded: list[tuple[str, tuple[int, ...], Any]] = []
+    real_run, real_sm_count = JITFunction.run, launch_numbers.sm_count
+
+    def compile_only(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> Any:
+        kernel = real_run(self, *args, grid=grid, warmup=True, **options)
+        recorded.append((self.fn.__name__, grid, kernel))
+        return kernel
+
+    driver.set_active(_Driver(arch))
+    JITFunction.run, launch_numbers.sm_count = compile_only, lambda x: SMS[arch]
+    try:
+        yield recorded
+    finally:
+        JITFunction.run, launch_numbers.sm_count = real_run, real_sm_count
+
+
+def launch(case: Case) -> None:
+    """Calls the launchers of one case on meta tensors."""
+    call = triton_ops._import_kernels().LAUNCHERS
+    x = torch.empty(case.shape, dtype=DTYPES[case.dtype], device="meta")
+    if case.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    residual = torch.empty_like(x) if case.residual else None
+    channel = torch.empty(case.shape[1], device="meta")
+    numbers: Activation = ACTIVATION if case.act else (None, None, None, None)
+    _, mean, rstd = call["batch_norm_fwd"](
+        x,
+        channel,
+        channel,
+        residual,
+        channel,
+        channel,
+        None,
+        case.training,
+        0.1,
+        1e-5,
+        False,
+        case.act,
+        *numbers,
+    )
+    call["batch_norm_bwd"](
+        x, x, channel, channel, residual, mean, rstd, case.training, False, True, case.act, *numbers
+    )
+    if case.act:
+        call["general_relu_fwd"](x, *numbers)
+        call["general_relu_bwd"](x, x, *numbers)
+
+
+def resource_usage(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, stack and shared memory in bytes, as cuobjdump reads them from a compiled kernel."""
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", report)
+    if found is None:
+        raise RuntimeError(f"cuobjdump -res-usage printed no resources: {report!r}")
+    registers, stack, shared = map(int, found.groups())
+    return registers, stack, shared
+
+
+def access_widths(ptx: str, operation: str) -> dict[int, int]:
+    """How many global accesses ("ld" or "st") of each width in bits a PTX text holds."""
+    widths: Counter[int] = Counter()
+    for modifiers in re.findall(rf"\b{operation}\.global([.\w:]*)", ptx):
+        lanes = re.search(r"\.v(\d)", modifiers)
+        bits = re.search(r"\.[bfus](\d+)$", modifiers)
+        if bits is None:
+            raise RuntimeError(f"no width in {operation}.global{modifiers}")
+        widths[int(bits[1]) * (int(lanes[1]) if lanes else 1)] += 1
+    return dict(widths)
+
+
+def compile_case(case: Case, arch: int) -> list[Launch]:
+    with compiling(arch) as recorded:
+        launch(case)
+    return [
+        Launch(
+            case,
+            name,
+            tuple(grid),
+            kernel.metadata.num_warps,
+            *resource_usage(kernel.asm["cubin"]),
+            loads=access_widths(kernel.asm["ptx"], "ld"),
+            stores=access_widths(kernel.asm["ptx"], "st"),
+        )
+        for name, grid, kernel in recorded
+    ]
+
+
+def compile_in_subprocess(cases: Sequence[Case], arch: int) -> list[Launch]:
+    """compile_case for every case, in a process of its own."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fastnorm.testing.triton_aot", "--arch", str(arch)],
+        input=json.dumps([dataclasses.asdict(case) for case in cases]),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"compiling for sm_{arch} failed:\n{done.stderr}")
+    return [_launch_from(fields) for fields in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _case_from(fields: dict[str, Any]) -> Case:
+    return Case(**{**fields, "shape": tuple(fields["shape"])})
+
+
+def _launch_from(fields: dict[str, Any]) -> Launch:
+    widths = {name: {int(k): n for k, n in fields[name].items()} for name in ("loads", "stores")}
+    return Launch(**{**fields, **widths, "case": _case_from(fields["case"]), "grid": tuple(fields["grid"])})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", type=int, choices=sorted(SMS), required=True)
+    arch = parser.parse_args().arch
+    launches = [
+        record for fields in json.load(sys.stdin) for record in compile_case(_case_from(fields), arch)
+    ]
+    print(json.dumps([dataclasses.asdict(record) for record in launches]))
+
+
+if __name__ == "__main__":
+    main()

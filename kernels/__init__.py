@@ -1,0 +1,19 @@
+"""Triton kernels and their launchers, which take their ops' schemas. Imports torch and triton only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .batch_norm_bwd import batch_norm_bwd
+from .batch_norm_fwd import batch_norm_fwd
+from .general_relu import general_relu_bwd, general_relu_fwd
+
+LAUNCHERS: dict[str, Callable[..., Any]] = {
+    "general_relu_fwd": general_relu_fwd,
+    "general_relu_bwd": general_relu_bwd,
+    "batch_norm_fwd": batch_norm_fwd,
+    "batch_norm_bwd": batch_norm_bwd,
+}
+
+__all__ = ["LAUNCHERS", "batch_norm_bwd", "batch_norm_fwd", "general_relu_bwd", "general_relu_fwd"]

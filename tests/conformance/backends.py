@@ -1,0 +1,74 @@
+"""The backends under test, as data. A required one that is missing fails its tests; it is never skipped."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastnorm.testing import conform
+from fastnorm.testing.cases import Case, tiny
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str  # the test's name for it
+    namespace: str  # the library's name for it
+    device: str
+    slow: bool = False  # interpreted: tiny cases only
+
+    def conform(self, case: Case) -> dict[str, Tensor]:
+        return conform(case, self.namespace, self.device)
+
+    def takes(self, case: Case) -> bool:
+        return not self.slow or tiny(case)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ALL = {
+    backend.name: backend
+    for backend in (
+        Backend("eager", "eager", "cpu"),
+        Backend("cpu", "native", "cpu"),
+        Backend("triton-interp", "triton", "cpu", slow=True),
+        Backend("triton", "triton", "cuda"),
+        Backend("cuda", "native", "cuda"),
+    )
+}
+HAS_TRITON = platform.system() == "Linux" and platform.machine() == "x86_64"  # where the test command installs it
+DEFAULT = ("eager", "cpu", "triton-interp") if HAS_TRITON else ("eager", "cpu")
+_requested = os.environ.get("FASTNORM_TEST_BACKENDS", "")
+REQUIRED = [ALL[name] for name in (_requested.split(",") if _requested else DEFAULT)]
+DEVICE = "cuda" if any(b.device == "cuda" for b in REQUIRED) else "cpu"
+FAST = [b for b in REQUIRED if not b.slow]
+
+
+def each_backend(function: object = None, *, fast: bool = False) -> pytest.MarkDecorator:
+    """Parametrize over the required backends; fast leaves out the interpreted one."""
+    return pytest.mark.parametrize("backend", FAST if fast else REQUIRED, ids=str)
+
+
+def over(cases: Sequence[Case], *, interpret_every: int = 1) -> pytest.MarkDecorator:
+    """Parametrize over cases and, for each, the required backends that can take it.
+
+    interpret_every thins out the cases of the interpreted backend. Backends vary fastest: a case is solved once.
+    """
+    pairs = [
+        (case, backend)
+        for index, case in enumerate(cases)
+        for backend in REQUIRED
+        if backend.takes(case) and not (backend.slow and index % interpret_every)
+    ]
+    return pytest.mark.parametrize("case, backend", pairs, ids=[f"{c.name}-{b}" for c, b in pairs])
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(DEVICE)

@@ -1,0 +1,83 @@
+"""Run as a script: every tensor of every case against a page that must not be touched; a read or write astray ends it.
+
+    python guarded.py BACKEND FIRST LAST
+
+The name of each case is printed before it runs, so that the last line of a crash names it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import mmap
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fastnorm.testing import NormCase, ReluCase, check, run, solved
+from fastnorm.testing.cases import DTYPES, LAYOUTS, Case, fits
+from fastnorm.testing.layouts import extent
+from fastnorm.testing.problems import Problem
+
+PAGE = mmap.PAGESIZE
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+SHAPES = ((5, 7, 3, 11), (2, 17, 8, 8), (3, 3, 13, 1), (7, 33, 1, 1), (2, 1, 5, 7), (11, 13), (3, 5, 29), (2, 3, 5, 7, 3))
+
+
+def between_guards(t: Tensor, at_end: bool) -> Tensor:
+    """A copy of t, same strides, whose last (or first) byte is next to a page without access."""
+    count = extent(t.shape, t.stride())
+    size = count * t.element_size()
+    pages = -(-max(size, 1) // PAGE)
+    memory = mmap.mmap(-1, (pages + 2) * PAGE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    start = PAGE + (pages * PAGE - size if at_end else 0)
+    flat = torch.frombuffer(memory, dtype=t.dtype, count=count, offset=start)
+    flat.copy_(t.as_strided((count,), (1,)))
+    for guard in (address, address + (pages + 1) * PAGE):
+        if _libc.mprotect(guard, PAGE, mmap.PROT_NONE if hasattr(mmap, "PROT_NONE") else 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    return flat.as_strided(t.shape, t.stride())
+
+
+def cases() -> Iterator[Case]:
+    for dtype, count in itertools.product(DTYPES, (*range(1, 70), 127, 1023, 4097, 33_001)):
+        yield ReluCase((count,), "contiguous", dtype, "max_leak")
+    for shape, layout, dtype in itertools.product(SHAPES, LAYOUTS, DTYPES):
+        if fits(shape, layout):
+            yield ReluCase(shape, layout, dtype)
+            yield NormCase(shape, layout, dtype, dtype, dtype)
+            yield NormCase(shape, layout, dtype, act="full", residual="same", stats=dtype, dy="contiguous")
+            yield NormCase(shape, layout, dtype, act="leaky", training=False, vectors="every_second")
+    for channels, rows, dtype in itertools.product(range(1, 36), (2, 5), DTYPES):
+        yield NormCase((rows, channels), dtype=dtype, act="full")
+        yield NormCase((rows, channels, 1, 3), "channels_last", dtype, act="full", residual="same")
+        yield NormCase((rows, 3, channels), dtype=dtype, act="full", residual="same")
+
+
+def main(backend: str, first: int, last: int) -> None:
+    for case in itertools.islice(cases(), first, last):
+        print(case.name, flush=True)
+        kept, wanted = solved(case)
+        for at_end in (False, True):
+            guarded = {name: between_guards(t, at_end) for name, t in kept.tensors().items()}
+            results = run(case, Problem(**guarded), backend)
+            for name, want in wanted.items():
+                check(results[name], want, f"{case.name}: {name}")
+
+
+def crash() -> None:
+    """Reads one element past the end: what the guard is there to stop."""
+    t = between_guards(torch.ones(7), True)
+    print("crash", flush=True)
+    ctypes.c_float.from_address(t.data_ptr() + 7 * t.element_size()).value  # noqa: B018
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "crash":
+        crash()
+    else:
+        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

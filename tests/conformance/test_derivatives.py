@@ -1,0 +1,138 @@
+"""First and second derivatives against finite differences in float64, and every functorch transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from fastnorm.activation import Activation
+from fastnorm.functional import batch_norm, general_relu
+from fastnorm.testing import ACTS
+
+from .backends import Backend, each_backend, random
+
+FULL, MAX_LEAK = (Activation(True, *ACTS[name].numbers) for name in ("full", "max_leak"))
+OPTIONS = {
+    "bare": {},
+    "leaky": {"act": Activation(True, 0.1, 0.4)},
+    "full": {"act": FULL},
+    "max_leak": {"act": MAX_LEAK},
+    "low_max_leak": {"act": Activation(True, *ACTS["low_max_leak"].numbers)},
+    "residual": {"residual": True},
+    "residual_full": {"act": FULL, "residual": True},
+    "unbiased": {"unbiased": True},
+    "evaluation": {"training": False, "act": FULL},
+    "no_weight": {"weight": False, "act": FULL},
+    "no_bias": {"bias": False, "act": FULL, "residual": True},
+}
+options = pytest.mark.parametrize("option", OPTIONS)
+
+
+def function(option: str, backend: Backend, shape: tuple[int, ...] = (3, 2, 3)) -> tuple[Callable, tuple[Tensor, ...]]:
+    """A function of the tensors that the option has, and those tensors, in float64."""
+    given = dict(OPTIONS[option])
+    residual = given.pop("residual", False)
+    present = [True, given.pop("weight", True), given.pop("bias", True), residual]
+    training = given.pop("training", True)
+    channels = shape[1]
+    drawn = (random(*shape, dtype=torch.float64), *(random(channels, seed=s, dtype=torch.float64) for s in (1, 2)))
+    drawn = (*drawn, random(*shape, seed=3, dtype=torch.float64))
+    buffers = (random(channels, seed=4, dtype=torch.float64), random(channels, seed=5, dtype=torch.float64).abs() + 0.5)
+
+    def call(*tensors: Tensor) -> Tensor:
+        rest = iter(tensors)
+        x, weight, bias, added = (next(rest) if there else None for there in present)
+        stats = (None, None) if training else buffers
+        return batch_norm(
+            x, *stats, weight, bias, training, eps=1e-3, residual=added, backend=backend.namespace, **given
+        )
+
+    return call, tuple(t.requires_grad_() for t, there in zip(drawn, present, strict=True) if there)
+
+
+@options
+@each_backend()
+def test_gradcheck(option: str, backend: Backend) -> None:
+    call, inputs = function(option, backend)
+    assert gradcheck(call, inputs, fast_mode=backend.slow)
+
+
+@options
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=("nchw", "nhwc"))
+@each_backend(fast=True)
+def test_gradcheck_of_images(option: str, layout: torch.memory_format, backend: Backend) -> None:
+    call, inputs = function(option, backend, (2, 3, 2, 2))
+    inputs = tuple(
+        t.detach().contiguous(memory_format=layout).requires_grad_() if t.dim() == 4 else t for t in inputs
+    )
+    assert gradcheck(call, inputs)
+
+
+@options
+@each_backend()
+def test_gradgradcheck(option: str, backend: Backend) -> None:
+    call, inputs = function(option, backend, (3, 2))
+    assert gradgradcheck(call, inputs, fast_mode=backend.slow)
+
+
+@pytest.mark.parametrize("act", ACTS)
+@each_backend()
+def test_general_relu(act: str, backend: Backend) -> None:
+    x = random(23, dtype=torch.float64).requires_grad_()
+
+    def call(x: Tensor) -> Tensor:
+        return general_relu(x, *ACTS[act].numbers, backend=backend.namespace)
+
+    assert gradcheck(call, x, fast_mode=backend.slow)
+    assert gradgradcheck(call, x, fast_mode=backend.slow)
+
+
+@options
+@each_backend(fast=True)
+def test_double_backward_is_the_derivative_of_the_kernel(option: str, backend: Backend) -> None:
+    """The backward that is differentiated again gives the same first derivatives as the fused one."""
+    call, inputs = function(option, backend, (5, 7, 3))
+    dy = random(5, 7, 3, seed=9, dtype=torch.float64)
+    plain = torch.autograd.grad(call(*inputs), inputs, dy)
+    differentiable = torch.autograd.grad(call(*inputs), inputs, dy, create_graph=True)
+    for a, b in zip(plain, differentiable, strict=True):
+        torch.testing.assert_close(a, b.detach())
+
+
+@options
+@each_backend(fast=True)
+def test_forward_mode(option: str, backend: Backend) -> None:
+    call, inputs = function(option, backend)
+    assert gradcheck(call, inputs, check_forward_ad=True, check_backward_ad=False)
+
+
+@options
+@each_backend(fast=True)
+def test_transforms(option: str, backend: Backend) -> None:
+    """vmap, grad, jvp, vjp, jacrev, jacfwd, hessian agree with one another and with backward."""
+    call, inputs = function(option, backend)
+    inputs = tuple(t.detach() for t in inputs)
+    dy = random(3, 2, 3, seed=9, dtype=torch.float64)
+    leaves = tuple(t.clone().requires_grad_() for t in inputs)
+    want = torch.autograd.grad(call(*leaves), leaves, dy)
+    every = tuple(range(len(inputs)))
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return (call(*tensors) * dy).sum()
+
+    for got in (torch.func.grad(loss, every)(*inputs), torch.func.vjp(call, *inputs)[1](dy)):
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b)
+    y, tangent = torch.func.jvp(loss, inputs, inputs)
+    torch.testing.assert_close(tangent, sum((g * t).sum() for g, t in zip(want, inputs, strict=True)))
+    stacked = tuple(torch.stack([t, t + 0.25]) for t in inputs)
+    torch.testing.assert_close(
+        torch.func.vmap(call)(*stacked), torch.stack([call(*(t[i] for t in stacked)) for i in range(2)])
+    )
+    torch.testing.assert_close(torch.func.jacfwd(loss)(*inputs), torch.func.jacrev(loss)(*inputs))
+    hessian = torch.func.hessian(loss)(*inputs)
+    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(lambda x: loss(x, *inputs[1:]), inputs[0]))

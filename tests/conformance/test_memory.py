@@ -1,0 +1,66 @@
+"""No kernel touches memory that is not its own: guard pages and heap checks around every size, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .backends import REQUIRED, Backend
+from .guarded import cases
+
+SCRIPT = Path(__file__).with_name("guarded.py")
+TOTAL = sum(1 for _ in cases())
+PARTS = 6
+on_cpu = pytest.mark.parametrize("backend", [b for b in REQUIRED if b.name == "cpu"], ids=str)
+
+
+def guarded(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", **env}
+    command = [sys.executable, str(SCRIPT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def report(result: subprocess.CompletedProcess[str]) -> str:
+    last = result.stdout.strip().rpartition("\n")[2]
+    return f"ended with {result.returncode} in {last}\n{result.stderr[-2000:]}"
+
+
+def test_the_guard_bites() -> None:
+    assert guarded("crash").returncode < 0
+
+
+@on_cpu
+@pytest.mark.parametrize("part", range(PARTS))
+def test_guard_pages(part: int, backend: Backend) -> None:
+    first, last = (TOTAL * i // PARTS for i in (part, part + 1))
+    result = guarded(backend.namespace, str(first), str(last))
+    assert result.returncode == 0, report(result)
+
+
+def _malloc_debug() -> str | None:
+    folders = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib/aarch64-linux-gnu")
+    found = (Path(folder) / "libc_malloc_debug.so.0" for folder in folders)
+    return next((str(path) for path in found if path.exists()), None)
+
+
+@on_cpu
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer watches the heap itself")
+@pytest.mark.skipif(_malloc_debug() is None, reason="needs glibc's malloc checker (2.34 or later)")
+def test_heap_stays_whole(backend: Backend) -> None:
+    """Outputs are torch's own allocations: glibc's checker aborts at a byte written behind one."""
+    result = guarded(
+        backend.namespace, str(TOTAL * 4 // 5), str(TOTAL),
+        LD_PRELOAD=str(_malloc_debug()), GLIBC_TUNABLES="glibc.malloc.check=3", MALLOC_CHECK_="3",
+    )  # fmt: skip
+    assert result.returncode == 0, report(result)
+
+
+def test_denormals_are_kept() -> None:
+    """Loading the library must not switch the process to flush-to-zero, as objects built with -ffast-math do."""
+    tiny = torch.full((17,), 1e-40)
+    assert bool((tiny * 0.5 > 0).all())

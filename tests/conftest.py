@@ -1,0 +1,26 @@
+"""What every test shares: which backends are required, Triton's interpreter, hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+
+if "triton" not in os.environ.get("FASTNORM_TEST_BACKENDS", "").split(","):
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before anything imports triton
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+_QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
+settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=_QUIET, database=None)
+settings.load_profile("ci")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """For tests that set the number of threads: puts it back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,358 @@
+"""PyTorch's own sample and error inputs (ModuleInfo, OpInfo), replayed against ours and torch's."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.common_modules import ModuleInfo, ModuleInput, module_db
+from torch.testing._internal.common_utils import noncontiguous_like
+
+import fastnorm
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+OURS = {
+    nn.BatchNorm1d: fastnorm.BatchNorm1d,
+    nn.BatchNorm2d: fastnorm.BatchNorm2d,
+    nn.BatchNorm3d: fastnorm.BatchNorm3d,
+}
+MODULE_INFOS = [info for info in module_db if info.module_cls in OURS]
+
+every_module = pytest.mark.parametrize(
+    "info", MODULE_INFOS, ids=[i.module_cls.__name__ for i in MODULE_INFOS]
+)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=[str(d).removeprefix("torch.") for d in DTYPES])
+both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+
+
+def module_samples(info: ModuleInfo, dtype: torch.dtype, training: bool) -> list[ModuleInput]:
+    samples = info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=training)
+    assert len(samples) >= 6
+    return samples
+
+
+def twins(
+    sample: ModuleInput, info: ModuleInfo, dtype: torch.dtype, training: bool
+) -> tuple[nn.Module, nn.Module]:
+    """torch's layer and ours from the same arguments, with the same random parameters and buffers."""
+    args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
+    theirs = info.module_cls(*args, **kwargs, dtype=dtype)
+    ours = OURS[info.module_cls](*args, **kwargs, dtype=dtype)
+    with torch.no_grad():
+        for tensor in theirs.parameters():  # module_db leaves them at 1 and 0, which hides them
+            tensor.uniform_(0.5, 1.5)
+        for name, tensor in theirs.named_buffers():
+            if name != "num_batches_tracked":
+                tensor.uniform_(0.5, 1.5)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return theirs.train(training), ours.train(training)
+
+
+def outcome(module: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor | None]:
+    """Result, every gradient and every buffer of one forward and backward pass."""
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    module.zero_grad()
+    y = module(x)
+    y.backward(dy)
+    found: dict[str, Tensor | None] = {"y": y.detach(), "dx": x.grad}
+    found.update((f"d{name}", p.grad) for name, p in module.named_parameters())
+    found.update((name, buffer.clone()) for name, buffer in module.named_buffers())
+    return found
+
+
+def assert_no_worse(ours: dict[str, Any], theirs: dict[str, Any], exact: dict[str, Any]) -> None:
+    """The same entries, dtypes and shapes; as near to the float64 result as torch's own, but for rounding."""
+    assert ours.keys() == theirs.keys() == exact.keys()
+    for name, reference in theirs.items():
+        if reference is None:
+            assert ours[name] is None, name
+            continue
+        ours_value, oracle = ours[name], exact[name]
+        assert ours_value.dtype == reference.dtype, name
+        assert ours_value.shape == reference.shape, name
+        if not reference.numel():
+            continue
+        allowed = 2 * (reference.double() - oracle).abs().max()
+        if reference.dtype.is_floating_point:
+            accumulator = torch.float64 if reference.dtype == torch.float64 else torch.float32
+            allowed = allowed + torch.finfo(reference.dtype).eps * oracle.abs().max()
+            # Samples lie within 10: that is the size at which their sums round.
+            allowed = allowed + 8 * torch.finfo(accumulator).eps * (10 + oracle.abs().max())
+        error = (ours_value.double() - oracle).abs().max()
+        assert error <= allowed, f"{name}: error {error}, allowed {allowed}"
+
+
+def compare_modules(theirs: nn.Module, ours: nn.Module, x: Tensor) -> None:
+    dy = torch.randn_like(x)
+    exact = copy.deepcopy(theirs).double()
+    assert_no_worse(
+        outcome(ours, x, dy), outcome(theirs, x, dy), outcome(exact, x.detach().double(), dy.double())
+    )
+
+
+def each_case(
+    info: ModuleInfo, dtype: torch.dtype, training: bool
+) -> Iterator[tuple[nn.Module, nn.Module, Tensor]]:
+    for sample in module_samples(info, dtype, training):
+        theirs, ours = twins(sample, info, dtype, training)
+        yield theirs, ours, sample.forward_input.args[0].detach()
+
+
+@every_module
+@every_dtype
+@both_modes
+def test_module_samples(cpu_backend: str, info: ModuleInfo, dtype: torch.dtype, training: bool) -> None:
+    for theirs, ours, x in each_case(info, dtype, training):
+        compare_modules(theirs, ours, x)
+
+
+@every_module
+@both_modes
+def test_float32_parameters_with_half_input(cpu_backend: str, info: ModuleInfo, training: bool) -> None:
+    """The mix that autocast makes, and the one that torch supports."""
+    for theirs, ours, x in each_case(info, torch.float32, training):
+        if x.numel():
+            compare_modules(theirs, ours, x.bfloat16())
+
+
+@every_module
+@both_modes
+def test_noncontiguous(cpu_backend: str, info: ModuleInfo, training: bool) -> None:
+    for theirs, ours, x in each_case(info, torch.float32, training):
+        compare_modules(theirs, ours, noncontiguous_like(x) if x.numel() else x)
+        # Ours only: torch 2.13's backward over [N, C] reads a strided weight as if it were dense.
+        for parameter in ours.parameters():
+            parameter.data = noncontiguous_like(parameter.data)
+        compare_modules(theirs, ours, x)
+
+
+@every_module
+@both_modes
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_memory_format(cpu_backend: str, info: ModuleInfo, training: bool, channels_last: bool) -> None:
+    for theirs, ours, x in each_case(info, torch.float32, training):
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        if not x.numel() or (channels_last and x.dim() not in formats):
+            continue
+        layout = formats[x.dim()] if channels_last else torch.contiguous_format
+        x = x.to(memory_format=layout).requires_grad_()
+        compare_modules(theirs, ours, x)
+        y = ours(x)
+        assert y.is_contiguous(memory_format=layout)
+        (dx,) = torch.autograd.grad(y, x, torch.randn(y.shape))  # a dy in the other layout
+        assert dx.is_contiguous(memory_format=layout)
+
+
+@every_module
+@both_modes
+def test_gradcheck(cpu_backend: str, info: ModuleInfo, training: bool) -> None:
+    for _, ours, x in each_case(info, torch.float64, training):
+        if not x.numel():
+            continue
+        names = [name for name, _ in ours.named_parameters()]
+        small = x[:, :2] if x.shape[1] == ours.num_features == 2 else x
+        frozen = copy.deepcopy(ours)
+
+        def call(x: Tensor, *parameters: Tensor) -> Tensor:
+            module = copy.deepcopy(frozen)  # noqa: B023 - gradcheck is over before the loop moves on
+            return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x,))  # noqa: B023
+
+        inputs = [
+            small.clone().requires_grad_(),
+            *(p.detach().clone().requires_grad_() for p in ours.parameters()),
+        ]
+        assert torch.autograd.gradcheck(
+            call, inputs, fast_mode=True, check_forward_ad=True, check_batched_grad=False
+        )
+        assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
+
+
+@every_module
+def test_repr_and_constructor_order(info: ModuleInfo) -> None:
+    for sample in module_samples(info, torch.float32, True):
+        theirs, ours = twins(sample, info, torch.float32, True)
+        assert repr(ours) == repr(theirs)
+        assert isinstance(ours, info.module_cls)
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+@every_module
+def test_errors(cpu_backend: str, info: ModuleInfo) -> None:
+    errors = info.module_error_inputs_func(
+        info, device="cpu", dtype=torch.float32, requires_grad=False, training=True
+    )
+    assert errors
+    for error in errors:
+        inputs = error.module_error_input
+        module = OURS[info.module_cls](*inputs.constructor_input.args, **inputs.constructor_input.kwargs)
+        with pytest.raises(error.error_type, match=error.error_regex):
+            module(*inputs.forward_input.args)
+
+
+@every_module
+def test_pickle_and_save(cpu_backend: str, info: ModuleInfo) -> None:
+    for _, ours, x in each_case(info, torch.float32, False):
+        expected = ours(x)
+        assert_close(pickle.loads(pickle.dumps(ours))(x), expected, rtol=0, atol=0)
+        file = io.BytesIO()
+        torch.save(ours, file)
+        file.seek(0)
+        assert_close(torch.load(file, weights_only=False)(x), expected, rtol=0, atol=0)
+
+
+@every_module
+@every_dtype
+def test_factory_arguments(info: ModuleInfo, dtype: torch.dtype) -> None:
+    for sample in module_samples(info, dtype, True):
+        args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
+        for device in ("cpu", "meta"):
+            ours = OURS[info.module_cls](*args, **kwargs, device=device, dtype=dtype)
+            theirs = info.module_cls(*args, **kwargs, device=device, dtype=dtype)
+            for name, value in theirs.state_dict(keep_vars=True).items():
+                own = ours.state_dict(keep_vars=True)[name]
+                assert (own.dtype, own.device, own.shape) == (value.dtype, value.device, value.shape), name
+        with torch.device("meta"):
+            built = OURS[info.module_cls](*args, **kwargs)
+        assert all(t.is_meta for t in built.state_dict().values())
+
+
+@every_module
+def test_meta_then_to_empty(cpu_backend: str, info: ModuleInfo) -> None:
+    for sample in module_samples(info, torch.float32, True):
+        theirs, _ = twins(sample, info, torch.float32, True)
+        x = sample.forward_input.args[0].detach()
+        built = OURS[info.module_cls](
+            *sample.constructor_input.args, **sample.constructor_input.kwargs, device="meta"
+        )
+        y = built(x.to("meta"))
+        assert y.is_meta and y.shape == x.shape
+        built = built.to_empty(device="cpu")
+        built.load_state_dict(theirs.state_dict())
+        compare_modules(theirs, built, x)
+
+
+@every_module
+def test_train_and_eval_differ(cpu_backend: str, info: ModuleInfo) -> None:
+    for _, ours, x in each_case(info, torch.float32, True):
+        if not x.numel():
+            continue
+        trained = ours(x)
+        tracked = ours.running_mean is not None
+        if tracked:
+            ours.running_mean.fill_(3.0)
+        assert torch.equal(trained, ours.eval()(x)) is not tracked
+
+
+FunctionCase = tuple[str, str, Callable[..., Any], Callable[..., Any], bool]
+
+
+def _native_ours(
+    x: Tensor, w: Any, b: Any, rm: Any, rv: Any, training: bool, momentum: float, eps: float
+) -> Tensor:
+    return fastnorm.functional.batch_norm(x, rm, rv, w, b, training, momentum, eps)
+
+
+def _native_theirs(*args: Any) -> Tensor:
+    return torch.native_batch_norm(*args)[0]
+
+
+def _updating_ours(x: Tensor, w: Any, b: Any, rm: Any, rv: Any, momentum: float, eps: float) -> Tensor:
+    return fastnorm.functional.batch_norm(x, rm, rv, w, b, True, momentum, eps)
+
+
+def _updating_theirs(*args: Any) -> Tensor:
+    return torch.ops.aten._batch_norm_with_update(*args)[0]
+
+
+def _leaky(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    return fastnorm.functional.general_relu(x, negative_slope)
+
+
+def _relu6(x: Tensor) -> Tensor:
+    return fastnorm.functional.general_relu(x, maxv=6.0)
+
+
+# name in op_db, ours, torch's; batch norm's samples carry running statistics, which must move alike.
+FUNCTIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "nn.functional.batch_norm": (fastnorm.functional.batch_norm, F.batch_norm),
+    "native_batch_norm": (_native_ours, _native_theirs),
+    "_batch_norm_with_update": (_updating_ours, _updating_theirs),
+    "nn.functional.relu": (fastnorm.functional.general_relu, F.relu),
+    "nn.functional.leaky_relu": (_leaky, F.leaky_relu),
+    "nn.functional.relu6": (_relu6, F.relu6),
+}
+OP_INFOS = [op for op in op_db if op.name in FUNCTIONS and not op.variant_test_name]
+every_function = pytest.mark.parametrize("op", OP_INFOS, ids=[op.name for op in OP_INFOS])
+
+
+def function_outcome(
+    function: Callable[..., Tensor], args: list[Any], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Result, gradient of every argument that asks for it, and every tensor argument afterwards."""
+    # The samples' x.clone(): an in-place change of a running statistic must not reach the next call.
+    args = [a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in args]
+    y = function(*args, **kwargs)
+    torch.manual_seed(1)
+    y.backward(torch.randn(y.shape, dtype=torch.float64).to(y.dtype))
+    found: dict[str, Any] = {"y": y.detach()}
+    for i, value in enumerate(args):
+        if isinstance(value, Tensor):
+            found[f"argument {i}"], found[f"gradient {i}"] = value.detach(), value.grad
+    return found
+
+
+def as_double(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().double().requires_grad_(value.requires_grad)
+
+
+def replay(op: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+    ours, theirs = FUNCTIONS[op.name]
+    exact = function_outcome(theirs, [as_double(a) for a in args], kwargs)
+    assert_no_worse(function_outcome(ours, args, kwargs), function_outcome(theirs, args, kwargs), exact)
+
+
+@every_function
+@every_dtype
+@pytest.mark.parametrize("strided", [False, True], ids=["dense", "noncontiguous"])
+def test_function_samples(cpu_backend: str, op: Any, dtype: torch.dtype, strided: bool) -> None:
+    assert dtype in op.supported_dtypes("cpu")
+    replayed = 0
+    for sample in op.sample_inputs("cpu", dtype, requires_grad=True):
+        sample = sample.noncontiguous() if strided else sample
+        args = [sample.input, *sample.args]
+        if "batch_norm" in op.name and sample.input.dim() < 2:
+            # torch lets an empty vector through as a batch of no channels; ours says that the rank is wrong.
+            with pytest.raises(ValueError, match=re.escape("shape (0,)")):
+                FUNCTIONS[op.name][0](*args, **sample.kwargs)
+            continue
+        replay(op, args, sample.kwargs)
+        replayed += 1
+    assert replayed >= 3
+
+
+@every_function
+def test_function_errors(cpu_backend: str, op: Any) -> None:
+    """torch 2.13 lists none for these ops; what a later one lists must hold for ours."""
+    if op.error_inputs_func is None:
+        return
+    for error in op.error_inputs("cpu"):
+        sample = error.sample_input
+        with pytest.raises(error.error_type):
+            FUNCTIONS[op.name][0](sample.input, *sample.args, **sample.kwargs)
+
+
+def test_the_databases_were_found() -> None:
+    assert len(MODULE_INFOS) == len(OURS)
+    assert {op.name for op in OP_INFOS} == set(FUNCTIONS)

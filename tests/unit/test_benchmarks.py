@@ -1,0 +1,282 @@
+"""The benchmarks' own rules: nothing wrong is timed, files say whence they are, ratios and verdicts hold."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu, timing
+from benchmarks.cases import OPS, TINY, Case, all_cases, select
+from benchmarks.compare import main as compare_main
+from benchmarks.floors import kernels, make_floors
+from benchmarks.measure import measure
+from benchmarks.oracle import Oracle
+from benchmarks.peers import PEERS, Peer, composed, composed_module, peers_of, prepare
+from benchmarks.ratios import all_ratios
+from benchmarks.report import main as report_main
+from benchmarks.targets import CPU_TARGETS, CUDA_TARGETS, Target, judge
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (2, 3, 5, 7)
+PLAN = timing.Plan(rounds=3, least_rounds=2, batch_seconds=1e-4, budget_seconds=0.2, warm_calls=1)
+
+
+def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def results_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quick run of one tiny case of each direction, through the command line."""
+    out = tmp_path_factory.mktemp("bench") / "results.json"
+    names = "batch_norm_act/fwd/8x3x32x32/contiguous/fp32,batch_norm_act/bwd/8x3x32x32/contiguous/fp32"
+    done = run_module("benchmarks.compare", "--case", names, "--quick", "--no-compile", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "x eager" in done.stdout
+    return out
+
+
+def test_results_say_where_they_come_from(results_file: Path) -> None:
+    results = json.loads(results_file.read_text())
+    assert results["machine"]["cpu"] and results["machine"]["cores"] >= 1
+    assert results["versions"]["torch"] == torch.__version__
+    assert results["versions"].keys() >= {"python", "torch", "triton", "fastnorm", "compiler"}
+    assert results["commit"].keys() == {"hash", "dirty"}
+    assert results["backends"]["cpu"] in ("native", "eager")
+    assert results["date"] and results["arguments"]
+
+
+def test_rows_hold_raw_quantiles(results_file: Path) -> None:
+    rows = json.loads(results_file.read_text())["rows"]
+    assert {row["candidate"] for row in rows} >= {"eager", "eager_inplace", "fastnorm", "floor:torch"}
+    for row in rows:
+        assert row["status"] == "ok" and row["threads"] == 1 and row["batches"] >= 3
+        quantiles = [row["quantiles_us"][f"p{p}"] for p in (0, 10, 25, 50, 75, 90, 100)]
+        assert quantiles == sorted(quantiles) and quantiles[0] > 0
+
+
+def test_report_renders(results_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "plot.png"
+    assert report_main([str(results_file), "--plot", str(picture)]) == 0
+    told = capsys.readouterr().out
+    assert "| batch_norm_act/fwd/8x3x32x32/contiguous/fp32 " in told and "x eager" in told
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def shifted(case: Case) -> Any:
+    right = composed(case)
+    return lambda *args, **kwargs: right(*args, **kwargs) * 1.01
+
+
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_wrong_result_is_not_timed(direction: str) -> None:
+    case = Case("batch_norm_act", direction, SMALL, "contiguous", "fp32")
+    rows = measure(case, {"eager": PEERS["eager"], "wrong": Peer(shifted, composed_module)}, PLAN, threads=1)
+    by_name = {row["candidate"]: row for row in rows}
+    assert by_name["wrong"]["status"] == "FAIL" and by_name["wrong"]["message"]
+    assert "quantiles_us" not in by_name["wrong"]
+    assert by_name["eager"]["status"] == "ok"
+
+
+def test_forgotten_running_statistics_are_wrong() -> None:
+    def forgetful(case: Case) -> Any:
+        right = composed(case)
+
+        def forward(x, residual, weight, bias, running_mean, running_var):  # type: ignore[no-untyped-def]
+            return right(x, residual, weight, bias, running_mean.clone(), running_var.clone())
+
+        return forward
+
+    case = Case("batch_norm", "fwd", SMALL, "contiguous", "fp32")
+    (row, *_) = measure(case, {"forgetful": Peer(forgetful, composed_module)}, PLAN, threads=1)
+    assert row["status"] == "FAIL" and "running_mean" in row["message"]
+
+
+def test_candidate_that_raises_has_its_own_row() -> None:
+    def raising(case: Case) -> Any:
+        raise ValueError("cannot serve this")
+
+    case = Case("general_relu", "fwd", SMALL, "contiguous", "fp32")
+    rows = measure(
+        case, {"broken": Peer(raising, composed_module), **peers_of(case, compile=False)}, PLAN, threads=1
+    )
+    assert rows[0]["status"] == "ERROR" and "cannot serve this" in rows[0]["message"]
+    assert {row["candidate"] for row in rows if row["status"] == "ok"} >= {"eager", "fastnorm"}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("op", list(OPS))
+def test_every_op_is_right_before_it_is_timed(op: str, dtype: str, layout: str) -> None:
+    for direction in OPS[op].directions:
+        case = Case(op, direction, SMALL, layout, dtype)
+        rows = measure(case, peers_of(case, compile=False), PLAN, threads=1)
+        bad = [(row["candidate"], row["message"]) for row in rows if row["status"] in ("FAIL", "ERROR")]
+        assert not bad
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_problem_is_repeated_along_channels(layout: str) -> None:
+    case = Case("batch_norm_residual_act", "bwd", (2, 15, 3, 5), layout, "bf16")
+    assert case.distinct_channels == 5
+    oracle = Oracle(case)
+    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    for t in (oracle.problem.x, oracle.problem.dy, oracle.problem.residual):
+        assert t is not None and t.shape == case.shape and t.is_contiguous(memory_format=form)
+        assert torch.equal(t[:, :5], t[:, 10:]) and t.dtype == torch.bfloat16
+    right = prepare(case, PEERS["eager"])(oracle.problem).results()
+    assert oracle.complaint("eager", right) == ""
+    right["dbias"][12] += 10
+    assert "dbias, channels from 10" in oracle.complaint("eager", right)
+
+
+def test_candidates_do_not_share_running_statistics() -> None:
+    case = Case("batch_norm", "fwd", SMALL, "contiguous", "fp32")
+    problem = Oracle(case).problem
+    assert problem.running_mean is not None
+    before = problem.running_mean.clone()
+    prepare(case, PEERS["eager"])(problem).run()
+    assert torch.equal(problem.running_mean, before)
+
+
+def test_floor_moves_the_bytes_of_the_case() -> None:
+    residual = Case("batch_norm_residual_act", "bwd", SMALL, "contiguous", "fp32")
+    assert residual.traffic == ((2, 1), (1, 1))  # dy, x, residual in; dx, dresidual out
+    assert Case("batch_norm", "fwd", SMALL, "contiguous", "fp32").traffic == ((1, 1),)
+    assert Case("batch_norm", "bwd", SMALL, "contiguous", "fp32").traffic == ((2, 1),)
+    for run in make_floors(residual, sets=2).values():
+        run()
+
+
+def test_floors_move_the_data() -> None:
+    a, b = torch.randn(5000), torch.randn(5000)
+    for copy, triad in kernels("cpu").values():
+        copied, added = torch.zeros(5000), torch.zeros(5000)
+        copy(a, copied)
+        triad(a, b, added)
+        assert torch.equal(copied, a) and torch.equal(added, a + b)
+
+
+def test_selection_and_bad_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {case.spec.column for case in select(all_cases(), columns=["general_relu"])} == {"general_relu"}
+    names = [case.name for case in all_cases()]
+    assert len(names) == len(set(names))
+    assert compare_main(["--case", "no such case"]) == 2
+    assert "--list" in capsys.readouterr().err
+    assert compare_main(["--list", "--op", "batch_norm_module", "--dtype", "fp32"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "batch_norm_module/fwd+bwd/8x3x32x32/contiguous/fp32",
+        "batch_norm_module/fwd+bwd/8x3x32x32/channels_last/fp32",
+    ]
+
+
+def test_every_case_has_a_row_in_the_table_of_targets() -> None:
+    for device, targets in (("cpu", CPU_TARGETS), ("cuda", CUDA_TARGETS)):
+        for case in all_cases(device):
+            row = {"op": case.op, "direction": case.direction, "shape": list(case.shape)}
+            row |= {"layout": case.layout, "dtype": case.dtype}
+            assert any(target.judges(row) for target in targets), case.name
+
+
+def made_up_row(candidate: str, median: float, *, status: str = "ok", case: str = "a") -> dict[str, Any]:
+    row = {"case": case, "op": "batch_norm", "direction": "fwd", "shape": list(TINY), "layout": "contiguous"}
+    row |= {"dtype": "fp32", "threads": 1, "candidate": candidate, "status": status, "message": ""}
+    return row | ({"quantiles_us": {"p50": median}} if status in ("ok", "noisy") else {})
+
+
+def test_ratios_and_verdicts() -> None:
+    target = Target("made up", ("batch_norm",), eager=3.0, compile=2.0, floor=1.5)
+    good = [
+        made_up_row(n, t) for n, t in (("eager", 8), ("compile", 5), ("fastnorm", 2), ("floor:torch", 1.6))
+    ]
+    (one,) = all_ratios(good)
+    assert (one.eager, one.compile, one.floor) == (4.0, 2.5, 1.25)
+    assert [v.passed for v in judge([one], [target])] == [True]
+    slower = [made_up_row(n, t, case="b") for n, t in (("eager", 8), ("fastnorm", 4))]
+    assert [v.passed for v in judge(all_ratios(good + slower), [target])] == [False]
+    wrong = [made_up_row("eager", 8, case="c"), made_up_row("fastnorm", 0, status="FAIL", case="c")]
+    (verdict,) = judge(all_ratios(good + wrong), [target])
+    assert verdict.passed is False and verdict.failed == 1
+
+
+def test_disturbed_times_are_not_compared() -> None:
+    rows = [
+        made_up_row("eager", 800, status="noisy"),
+        made_up_row("fastnorm", 2),
+        made_up_row("floor:torch", 1),
+    ]
+    (one,) = all_ratios(rows)
+    assert one.eager is None and one.floor == 2.0
+    (verdict,) = judge([one], [Target("made up", eager=1.0)])
+    assert verdict.passed is None and verdict.uncompared == 1
+
+
+class FakeClock:
+    """A candidate says how long its call takes; every batch of one of them was disturbed."""
+
+    def batch(self, run: timing.Run, calls: int) -> tuple[float, bool]:
+        seconds, undisturbed = run()
+        return seconds * calls, undisturbed
+
+
+def test_interleave_keeps_disturbed_batches_apart() -> None:
+    plan = timing.Plan(rounds=9, least_rounds=5, batch_seconds=0.01, budget_seconds=0.05)
+    done = timing.interleave(
+        {"calm": lambda: (1e-3, True), "stormy": lambda: (1e-3, False)}, FakeClock(), plan
+    )
+    assert len(done["calm"].accepted) == 9 and not done["calm"].noisy
+    assert done["calm"].quantiles_us()["p50"] == pytest.approx(1000)
+    assert done["stormy"].noisy and not done["stormy"].accepted and done["stormy"].rejected
+
+
+def test_quantile_interpolates() -> None:
+    assert timing.quantile([1.0, 2.0, 4.0], 0.5) == 2.0
+    assert timing.quantile([1.0, 2.0, 4.0], 0.75) == 3.0
+    assert timing.quantile([5.0], 0.9) == 5.0
+
+
+def test_thread_clock_does_not_count_sleep() -> None:
+    seconds, undisturbed = timing.ThreadClock().batch(lambda: timing.time.sleep(0.02), 2)
+    assert undisturbed and seconds < 0.02
+
+
+def test_gpu_dry_run(tmp_path: Path) -> None:
+    done = run_module("benchmarks.gpu", "--dry-run", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = {
+        step["step"]: step["status"] for step in json.loads((tmp_path / "gpu.json").read_text())["steps"]
+    }
+    assert list(steps) == list(gpu.STEPS)
+    assert "setup.py build_ext --inplace" in done.stdout and "--device cuda" in done.stdout
+    if importlib.util.find_spec("triton") is not None:
+        plans = (tmp_path / "plans.txt").read_text()
+        assert "batch_norm_fwd" in plans and "batch_norm_bwd" in plans and "general_relu_bwd" in plans
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_gpu_without_a_gpu_fails_plainly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([str(tmp_path), "--only", "conformance,compare"]) == 1
+    assert "torch sees no GPU here" in capsys.readouterr().out
+
+
+def test_gpu_counts_only_tests_that_passed(tmp_path: Path) -> None:
+    report = tmp_path / "r.xml"
+    report.write_text('<testsuites><testsuite tests="7" failures="1" errors="1" skipped="3"/></testsuites>')
+    assert gpu.passed_tests(report) == 2

@@ -1,0 +1,262 @@
+"""The parts of the demo: data, nets, training, measurements, settings, verdicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastnorm.demo import data, measure, model, report, settings, train
+from fastnorm.demo.progress import Progress
+from fastnorm.demo.settings import RECIPES, DemoError, make_recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Data:
+    return data.load("digits", root=Path("unused"), seed=0)
+
+
+def test_training_images_have_mean_0_and_std_1(digits: data.Data) -> None:
+    assert abs(digits.train_x.mean().item()) < 1e-5
+    assert abs(digits.train_x.std().item() - 1) < 1e-5
+    # The validation images share that shift and scale, so they come close but not exactly there.
+    assert 1e-5 < abs(digits.valid_x.mean().item()) < 0.1
+    assert len(digits.train_x) + len(digits.valid_x) == 1797
+
+
+def test_images_without_any_variation_are_refused() -> None:
+    flat = torch.ones(4, 1, 2, 2)
+    with pytest.raises(DemoError, match="all the same"):
+        data.normalised(data.Data(flat, torch.zeros(4), flat, torch.zeros(4)))
+
+
+def test_split_is_disjoint_complete_stratified_and_fixed_by_seed() -> None:
+    labels = torch.arange(10).repeat(50)
+    train_i, valid_i = data.split(labels, seed=3)
+    both = torch.cat([train_i, valid_i])
+    assert torch.equal(both.sort().values, torch.arange(500))
+    assert torch.equal(labels[valid_i].bincount(), torch.full((10,), 10))
+    assert torch.equal(valid_i, data.split(labels, seed=3)[1])
+    assert not torch.equal(valid_i, data.split(labels, seed=4)[1])
+
+
+def test_batches_cover_an_epoch_and_leave_out_a_single_image() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert sorted(torch.cat(list(data.batches(10, 4, generator=generator))).tolist()) == list(range(10))
+    assert [len(batch) for batch in data.batches(9, 4, generator=generator)] == [4, 4]
+
+
+def write_fashion(root: Path, *, labels: list[int], side: int = 28) -> None:
+    for part in ("train", "t10k"):
+        images = struct.pack(">IIII", 0x803, 3, side, side) + bytes(i % 251 for i in range(3 * side * side))
+        (root / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+        (root / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">II", 0x801, len(labels)) + bytes(labels)
+        )
+
+
+def test_fashion_mnist_files_become_tensors(tmp_path: Path) -> None:
+    write_fashion(tmp_path, labels=[1, 9, 0])
+    loaded = data.load("fashion-mnist", root=tmp_path, seed=0)
+    assert loaded.train_x.shape == loaded.valid_x.shape == (3, 1, 28, 28)
+    assert loaded.train_x.dtype == torch.float32 and loaded.valid_y.tolist() == [1, 9, 0]
+    assert abs(loaded.train_x.std().item() - 1) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("labels", "side", "words"),
+    [([1, 2], 28, "train-labels.*expected 3 labels"), ([1, 2, 10], 28, r"0\.\.9"), ([1, 2, 3], 27, "27, 27")],
+)
+def test_fashion_mnist_files_that_do_not_belong_together(
+    tmp_path: Path, labels: list[int], side: int, words: str
+) -> None:
+    write_fashion(tmp_path, labels=labels, side=side)
+    with pytest.raises(DemoError, match=words):
+        data.load("fashion-mnist", root=tmp_path, seed=0)
+
+
+@pytest.mark.parametrize(("ks", "side"), [(3, 16), (5, 28)])
+def test_both_nets_are_the_same_function(ks: int, side: int) -> None:
+    nets = model.build_pair(ks=ks, seed=1, device=CPU)
+    theirs, ours = nets["torch.nn"].state_dict(), nets["fastnorm"].state_dict()
+    assert list(theirs) == list(ours)
+    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+    x = torch.randn(8, 1, side, side)
+    outs = [net.double()(x.double()) for net in nets.values()]
+    assert outs[0].shape == (8, 10)
+    torch.testing.assert_close(outs[0], outs[1])
+
+
+def test_composed_general_relu_leaves_its_input_alone() -> None:
+    x = torch.randn(100)
+    before = x.clone()
+    y = model.ComposedGeneralRelu(0.1, 0.4, 1.0)(x)
+    assert torch.equal(y, (F.leaky_relu(before, 0.1) - 0.4).clamp_max(1.0))
+    assert torch.equal(x, before)
+
+
+def test_convolutions_start_with_kaiming_std_for_the_leak() -> None:
+    torch.manual_seed(0)
+    layer = model.conv(64, 256, 3, bias=True)
+    expected = (2 / (1 + model.LEAK**2) / (64 * 9)) ** 0.5
+    assert layer.weight.std().item() == pytest.approx(expected, rel=0.02)
+    assert layer.bias is not None and not layer.bias.any()
+
+
+class Doubling(nn.Module):
+    """Saves x once for the square and, twice over, the square for the product; saves its parameter too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(1000))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = (x * self.w) ** 2  # saves x, w and their product
+        return y * y.view(-1)  # saves y, seen through two tensors
+
+
+def test_saved_bytes_counts_each_storage_once_and_no_parameters() -> None:
+    # An input without gradient would spare the parameter from being saved, and this test from testing that.
+    assert measure.saved_bytes(Doubling(), torch.ones(1000, requires_grad=True)) == 3 * 4000
+
+
+def test_saved_bytes_counts_the_whole_storage_behind_a_view() -> None:
+    assert measure.saved_bytes(Doubling(), torch.ones(5000)[:1000]) == 20000 + 2 * 4000
+
+
+def test_measuring_leaves_the_nets_as_they_were() -> None:
+    nets = model.build_pair(ks=3, seed=0, device=CPU)
+    before = {key: value.clone() for key, value in nets["fastnorm"].state_dict().items()}
+    x = torch.randn(4, 1, 16, 16)
+    seconds = measure.norm_act_seconds(nets, x)
+    assert measure.saved_bytes(nets["fastnorm"], x) < measure.saved_bytes(nets["torch.nn"], x)
+    assert list(seconds) == list(nets) and all(value > 0 for value in seconds.values())
+    assert all(torch.equal(before[key], value) for key, value in nets["fastnorm"].state_dict().items())
+    assert all(parameter.grad is None for net in nets.values() for parameter in net.parameters())
+
+
+def test_training_gives_both_nets_the_same_batches_and_the_schedule() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(10, 4), torch.arange(10)
+    nets = {name: nn.Linear(4, 10) for name in ("torch.nn", "fastnorm")}
+    nets["fastnorm"].load_state_dict(nets["torch.nn"].state_dict())
+    recipe = settings.Recipe(
+        epochs=(2, 1), lrs=(0.1, 1e-30), batch_size=4, momentum=0.0, first_kernel=3, target=0.0
+    )
+    weights = []
+    histories: dict[str, train.History] = {}
+    for epoch in train.train(nets, data.Data(x, y, x, y), recipe, seed=0):
+        histories = epoch
+        weights.append(nets["fastnorm"].weight.detach().clone())
+    assert histories["torch.nn"].losses == histories["fastnorm"].losses
+    assert len(histories["fastnorm"].losses) == len(histories["fastnorm"].seconds) == 9
+    assert len(histories["fastnorm"].accuracy) == 3
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[1], weights[2]), "the second phase has its own learning rate"
+
+
+def test_a_loss_that_is_not_finite_stops_training() -> None:
+    x, y = torch.full((4, 4), float("nan")), torch.arange(4)
+    recipe = dataclasses.replace(RECIPES["digits"], epochs=(1,), batch_size=2)
+    with pytest.raises(DemoError, match=r"fastnorm net's loss became infinite or NaN in epoch 1.*--lr"):
+        list(train.train({"fastnorm": nn.Linear(4, 10)}, data.Data(x, y, x, y), recipe, seed=0))
+
+
+def test_accuracy_is_counted_in_eval_mode() -> None:
+    net = nn.Sequential(nn.Dropout(0.999), nn.Identity())
+    assert train.accuracy(net, torch.eye(10).repeat(300, 1), torch.arange(10).repeat(300)) == 1.0
+
+
+def test_recipe_overrides() -> None:
+    assert make_recipe("digits", epochs=None, lr=None, batch_size=None) == RECIPES["digits"]
+    changed = make_recipe("fashion-mnist", epochs="3+2", lr="0.5", batch_size=32)
+    assert (changed.epochs, changed.lrs, changed.batch_size) == ((3, 2), (0.5,), 32)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "lr", "batch_size", "words"),
+    [
+        ("3+x", None, None, "3\\+x"),
+        ("1.5", None, None, "whole numbers"),
+        ("0", None, None, "positive"),
+        (None, "nan", None, "positive"),
+        (None, "inf", None, "positive"),
+        ("", None, None, "not a number"),
+        (None, None, 1, "--batch-size must be at least 2"),
+    ],
+)
+def test_senseless_recipes(epochs: str | None, lr: str | None, batch_size: int | None, words: str) -> None:
+    with pytest.raises(DemoError, match=words):
+        make_recipe("digits", epochs=epochs, lr=lr, batch_size=batch_size)
+
+
+def test_a_missing_package_names_the_install_command() -> None:
+    with pytest.raises(DemoError, match=r"no_such_package.*pip install scikit-learn matplotlib"):
+        settings.require("no_such_package.part")
+
+
+def summary(theirs: float, ours: float, first: float = 0.0) -> report.Summary:
+    pair = {"torch.nn": 2.0, "fastnorm": 1.0}
+    return report.Summary(
+        data="digits",
+        device="cpu",
+        threads=1,
+        backend="eager",
+        seed=0,
+        batch_size=64,
+        valid_count=360,
+        target=0.97,
+        accuracy={"torch.nn": theirs, "fastnorm": ours},
+        first_loss_difference=first,
+        step_seconds=pair,
+        images_per_second={"torch.nn": 100.0, "fastnorm": 250.0},
+        train_seconds=pair,
+        norm_act_seconds={"torch.nn": 4.0, "fastnorm": 1.0},
+        saved_bytes={"torch.nn": 3 << 20, "fastnorm": 2 << 20},
+    )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "first", "words"),
+    [
+        (0.98, 0.9701, 1e-7, []),
+        (0.98, 0.96, 0.0, ["below the target 0.97"]),
+        (0.98, 0.98, 2e-5, ["first batch's losses differ"]),
+        (0.98, 0.98, float("nan"), ["first batch's losses differ"]),
+        (1.0, 0.96, 0.0, ["differ by more than noise", "below the target"]),
+        (1.0, 1.0, 0.0, []),
+    ],
+)
+def test_verdicts(theirs: float, ours: float, first: float, words: list[str]) -> None:
+    found = report.failures(summary(theirs, ours, first), enforce_target=True)
+    assert len(found) == len(words)
+    assert all(word in sentence for word, sentence in zip(words, found, strict=True))
+
+
+def test_the_target_is_not_enforced_on_other_settings() -> None:
+    assert report.failures(summary(0.5, 0.5), enforce_target=False) == []
+
+
+def test_summary_ratios_say_how_much_better_fastnorm_is() -> None:
+    lines = "\n".join(report.summary_lines(summary(0.98, 0.98)))
+    assert "2.50x as fast" in lines and "4.00x as fast" in lines and "1.50x less memory" in lines
+
+
+def test_progress_prints_plain_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastnorm.demo.progress.LINE_S", 0.0)
+    with Progress(4, "epoch 1") as progress:
+        progress.advance()
+        progress.advance(label="epoch 2")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0].split() for line in lines] == [["25%", "epoch", "1"], ["50%", "epoch", "2"]]
+    assert "\r" not in "".join(lines)
