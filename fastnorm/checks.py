@@ -12,7 +12,7 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def check_floating(x: Tensor, op: str) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{op} expects a Tensor, got {type(x).__name__}")
+        raise TypeError(f"{op}: input must be a Tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise NotImplementedError(f"{op} takes fp64, fp32, bf16 or fp16 tensors; input has dtype {x.dtype}")
     if x.layout != torch.strided:
@@ -39,7 +39,7 @@ def check_running(running_mean: Tensor | None, running_var: Tensor | None, train
             raise RuntimeError(f"{missing} must be defined in evaluation mode")
         raise ValueError("running_mean and running_var must either both be None or neither be None")
     for name, buffer in (("running_mean", running_mean), ("running_var", running_var)):
-        if buffer.requires_grad:
+        if isinstance(buffer, Tensor) and buffer.requires_grad:
             raise RuntimeError(f"batch_norm is not differentiable with respect to {name}: it cannot require grad")
 
 

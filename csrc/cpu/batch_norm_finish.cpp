@@ -1,41 +1,58 @@
 // Compiled once: what lies between the two sweeps when several units share a channel. Sums of units are added in the
 // order of units, whichever threads took them.
+#include <vector>
+
 #include "cpu/channel.h"
 
 namespace fastnorm {
 namespace {
 
-ChannelSums total_of(const ChannelSums* partial, int64_t count, int64_t stride) {
-  ChannelSums total;
-  for (int64_t k = 0; k < count; ++k) {
-    total.sum += partial[k * stride].sum;
-    total.product += partial[k * stride].product;
+using Totals = std::vector<ChannelSums>;
+
+void add(ChannelSums& total, const ChannelSums& part) {
+  total.sum += part.sum;
+  total.product += part.product;
+}
+
+// Walks the partial sums as they lie in memory; per channel the order is the same either way.
+Totals totals_of(const Partials& partials, int64_t channels) {
+  Totals totals(static_cast<size_t>(channels));
+  if (partials.channel_stride == 1) {
+    for (int64_t k = 0; k < partials.count; ++k) {
+      const ChannelSums* row = partials.data + k * partials.stride;
+      for (int64_t c = 0; c < channels; ++c) add(totals[static_cast<size_t>(c)], row[c]);
+    }
+  } else {
+    for (int64_t c = 0; c < channels; ++c) {
+      const ChannelSums* own = partials.data + c * partials.channel_stride;
+      for (int64_t k = 0; k < partials.count; ++k) add(totals[static_cast<size_t>(c)], own[k * partials.stride]);
+    }
   }
-  return total;
+  return totals;
 }
 
 }  // namespace
 
 bool batch_norm_finish_fwd(const BatchNormFwd& args, const Partials& partials, double* shift, bool again) {
   const double n = static_cast<double>(args.shape.per_channel());
+  const Totals totals = totals_of(partials, args.shape.C);
   bool cancelled = false;
   for (int64_t c = 0; c < args.shape.C && !again; ++c) {
-    const ChannelSums total = total_of(partials.of_channel(c), partials.count, partials.stride);
-    cancelled = cancelled || moments(total, shift[c], n).cancelled;
+    const Moments m = moments(totals[static_cast<size_t>(c)], shift[c], n);
+    if (!m.cancelled) continue;
+    shift[c] = m.mean;
+    cancelled = true;
   }
+  if (cancelled) return false;
   for (int64_t c = 0; c < args.shape.C; ++c) {
-    const ChannelSums total = total_of(partials.of_channel(c), partials.count, partials.stride);
-    const Moments m = moments(total, shift[c], n);
-    if (!cancelled) finish_channel(args, c, m);
-    else if (m.cancelled) shift[c] = m.mean;
+    finish_channel(args, c, moments(totals[static_cast<size_t>(c)], shift[c], n));
   }
-  return !cancelled;
+  return true;
 }
 
 void batch_norm_finish_bwd(const BatchNormBwd& args, const Partials& partials, InputGrad* grads) {
-  for (int64_t c = 0; c < args.shape.C; ++c) {
-    grads[c] = finish_grads(args, c, total_of(partials.of_channel(c), partials.count, partials.stride));
-  }
+  const Totals totals = totals_of(partials, args.shape.C);
+  for (int64_t c = 0; c < args.shape.C; ++c) grads[c] = finish_grads(args, c, totals[static_cast<size_t>(c)]);
 }
 
 void batch_norm_running_stats(const BatchNormFwd& args) {

@@ -158,7 +158,8 @@ void planes_grad_sum(const BatchNormBwd& args, ChannelSums* partial, int64_t uni
       const int64_t c = u / chunks;
       const auto affine = affine_of<acc_t<T>>(args, c);
       partial[u] = {};
-      sum_chunk<T>(args, act, plane_chunk(args.shape, u % chunks), c, 1, &affine, false, partial + u);
+      const bool write_dx = args.dx != nullptr && !args.batch_stats;
+      sum_chunk<T>(args, act, plane_chunk(args.shape, u % chunks), c, 1, &affine, write_dx, partial + u);
     }
   });
 }

@@ -33,9 +33,11 @@ Columns<acc_t<T>> affine_columns(const BatchNormBwd& args, const RowPlan& plan) 
   return columns;
 }
 
-// Adds dz and dz * (x - mean), column by column, to the first two sums; writes dresidual = dz on the way.
-template <bool kResidual, class T, class Act>
-void sum_columns(const Pointers<T>& p, const Act& act, int64_t rows, int64_t width, const Columns<acc_t<T>>& columns) {
+// Adds dz and dz * (x - mean), column by column, to the first two sums. With kMore it also adds a residual to the
+// activation's argument and writes what can be written in this sweep: dresidual, which is dz, and now_dx = scale * dz.
+template <bool kMore, class T, class Act>
+void sum_columns(const Pointers<T>& p, T* now_dx, const Act& act, int64_t rows, int64_t width,
+                 const Columns<acc_t<T>>& columns) {
   using V = vec_t<T>;
   constexpr int L = kLanes<T>;
   each_column_group<T>(rows, width, 2, [&](int64_t r, int64_t count, int64_t c, auto group, int lanes) {
@@ -51,10 +53,13 @@ void sum_columns(const Pointers<T>& p, const Act& act, int64_t rows, int64_t wid
       for (int k = 0; k < K; ++k) {
         const V x = load(p.x + i + k * L, lanes);
         V z = normalized(x, mean[k], scale[k], bias[k]);
-        if constexpr (kResidual) z = z + load(p.residual + i + k * L, lanes);
+        if constexpr (kMore) {
+          if (p.residual != nullptr) z = z + load(p.residual + i + k * L, lanes);
+        }
         const V dz = keep_first<T>(act.backward(z, load(p.dy + i + k * L, lanes)), lanes);
-        if constexpr (kResidual) {
+        if constexpr (kMore) {
           if (p.dresidual != nullptr) store(p.dresidual + i + k * L, dz, lanes);
+          if (now_dx != nullptr) store(now_dx + i + k * L, dz * scale[k], lanes);
         }
         s[k] += dz;
         q[k] += keep_first<T>(dz * (x - mean[k]), lanes);
@@ -73,14 +78,11 @@ void write_dx(const Pointers<T>& p, const Act& act, int64_t rows, int64_t width,
   using V = vec_t<T>;
   const auto *mean = columns[kMean], *scale = columns[kScale], *bias = columns[kBias];
   const auto *first = columns[kFirst], *slope = columns[kSecond], *offset = columns[kThird];
-  write_rows(p.dx, rows, width, stream_out, [&](int64_t c, int) {
-    return [&p, &act, m = load(mean + c), s = load(scale + c), b = load(bias + c), g = load(first + c),
-            k = load(slope + c), o = load(offset + c)](int64_t i, int n) -> V {
-      const V x = load(p.x + i, n);
-      V z = normalized(x, m, s, b);
-      if constexpr (kResidual) z = z + load(p.residual + i, n);
-      return act.backward(z, load(p.dy + i, n)) * g + ((x - m) * k + o);
-    };
+  write_rows(p.dx, rows, width, stream_out, [&](int64_t i, int64_t c, int n) {
+    const V x = load(p.x + i, n), m = load(mean + c);
+    V z = normalized(x, m, load(scale + c), load(bias + c));
+    if constexpr (kResidual) z = z + load(p.residual + i, n);
+    return act.backward(z, load(p.dy + i, n)) * load(first + c) + ((x - m) * load(slope + c) + load(offset + c));
   });
 }
 
@@ -99,8 +101,12 @@ void rows_grad_sum(const BatchNormBwd& args, ChannelSums* partial, int64_t block
         plan.each(b * block, b * block + block < M ? b * block + block : M,
                   [&](int64_t first, int64_t rows, int64_t width) {
                     const Pointers<T> p(args, first);
-                    if (p.residual != nullptr) sum_columns<true>(p, act, rows, width, columns);
-                    else sum_columns<false>(p, act, rows, width, columns);
+                    T* now_dx = args.batch_stats ? nullptr : p.dx;
+                    if (p.residual != nullptr || now_dx != nullptr) {
+                      sum_columns<true>(p, now_dx, act, rows, width, columns);
+                    } else {
+                      sum_columns<false>(p, now_dx, act, rows, width, columns);
+                    }
                   });
         for (int64_t c = 0; c < C; ++c) partial[b * C + c] = {columns.total(kFirst, c), columns.total(kSecond, c)};
       }

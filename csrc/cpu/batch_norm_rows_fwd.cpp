@@ -37,25 +37,20 @@ void sum_columns(const T* x, int64_t rows, int64_t width, const acc_t<T>* shift,
 template <class T, class Act>
 void write_block(const BatchNormFwd& args, const Act& act, const RowPlan& plan, const Columns<acc_t<T>>& numbers,
                  int64_t row0, int64_t row1) {
-  using V = vec_t<T>;
   const auto *mean = numbers[0], *scale = numbers[1], *bias = numbers[2];
   plan.each(row0, row1, [&](int64_t first, int64_t rows, int64_t width) {
     const T* x = static_cast<const T*>(args.x) + first;
     T* y = static_cast<T*>(args.y) + first;
+    const auto z = [=](int64_t i, int64_t c, int n) {
+      return normalized(load(x + i, n), load(mean + c), load(scale + c), load(bias + c));
+    };
     if (args.residual == nullptr) {
-      write_rows(y, rows, width, args.stream, [&](int64_t c, int) {
-        return [&act, x, m = load(mean + c), s = load(scale + c), b = load(bias + c)](int64_t i, int n) -> V {
-          return act.forward(normalized(load(x + i, n), m, s, b));
-        };
-      });
-      return;
+      write_rows(y, rows, width, args.stream, [&](int64_t i, int64_t c, int n) { return act.forward(z(i, c, n)); });
+    } else {
+      const T* residual = static_cast<const T*>(args.residual) + first;
+      write_rows(y, rows, width, args.stream,
+                 [&](int64_t i, int64_t c, int n) { return act.forward(z(i, c, n) + load(residual + i, n)); });
     }
-    const T* residual = static_cast<const T*>(args.residual) + first;
-    write_rows(y, rows, width, args.stream, [&](int64_t c, int) {
-      return [&act, x, residual, m = load(mean + c), s = load(scale + c), b = load(bias + c)](int64_t i, int n) -> V {
-        return act.forward(normalized(load(x + i, n), m, s, b) + load(residual + i, n));
-      };
-    });
   });
 }
 

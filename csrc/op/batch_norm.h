@@ -29,6 +29,7 @@ struct BatchNormFwd {
   bool training, unbiased, stream;
 };
 
+// With fixed statistics (not batch_stats) dx needs no sums: the sweep that takes them writes it.
 struct BatchNormBwd {
   const void *dy, *x, *residual;  // residual only with an activation
   const void *mean, *rstd;
@@ -69,7 +70,7 @@ constexpr int64_t kMostChannels = 16;
 // Rows of one block in row order; partial sums are kept per block.
 FASTNORM_INLINE int64_t rows_of_block(const BatchNormShape& s) {
   const int64_t share = (s.N + 63) / 64;
-  return share < 128 ? 128 : share > 2048 ? 2048 : share;
+  return share < 256 ? 256 : share > 2048 ? 2048 : share;
 }
 FASTNORM_INLINE int64_t blocks_of_rows(const BatchNormShape& s) {
   const int64_t rows = rows_of_block(s);
@@ -98,7 +99,6 @@ struct BatchNormKernels {
 struct Partials {
   const ChannelSums* data;
   int64_t count, stride, channel_stride;
-  const ChannelSums* of_channel(int64_t c) const { return data + c * channel_stride; }
 };
 
 // Stores every channel's statistics, or, where a shift was too far off (and this is not `again` the second look),

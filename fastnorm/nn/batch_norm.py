@@ -11,7 +11,6 @@ from fastnorm.activation import Activation, as_activation
 from fastnorm.functional import batch_norm
 
 
-
 def _module_batch_norm(
     input: Tensor,
     residual: Tensor | None,
@@ -50,6 +49,7 @@ def _module_batch_norm(
 
 
 fx.wrap("_module_batch_norm")
+fx.wrap("batch_norm")  # what LessonBatchNorm calls
 
 
 class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):

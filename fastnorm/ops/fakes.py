@@ -11,7 +11,11 @@ from torch import Tensor
 from fastnorm.eager.layout import acc_dtype, memory_format_of
 
 
-def _output_like(x: Tensor) -> Tensor:
+def _output_like(x: Tensor, *others: object) -> Tensor:
+    """An output for x. RuntimeError where another tensor lies elsewhere: an op called with one meta tensor lands here."""
+    for other in others:
+        if isinstance(other, Tensor) and other.device != x.device:
+            raise RuntimeError(f"all tensors must be on x's device {x.device}, one is on {other.device}")
     return torch.empty_like(x, memory_format=memory_format_of(x), requires_grad=False)
 
 
@@ -20,12 +24,12 @@ def general_relu_fwd(x: Tensor, *activation: float | None) -> Tensor:
 
 
 def general_relu_bwd(dy: Tensor, x: Tensor, *activation: float | None) -> Tensor:
-    return _output_like(x)
+    return _output_like(x, dy)
 
 
 def batch_norm_fwd(x: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
     mean = x.new_empty(x.shape[1], dtype=acc_dtype(x))
-    return _output_like(x), mean, torch.empty_like(mean)
+    return _output_like(x, *rest), mean, torch.empty_like(mean)
 
 
 def batch_norm_bwd(
@@ -42,7 +46,8 @@ def batch_norm_bwd(
     act: bool,
     *activation: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx = _output_like(x) if need_dx else x.new_empty(0)
+    like_x = _output_like(x, dy, weight, bias, residual, mean, rstd)
+    dx = like_x if need_dx else x.new_empty(0)
     dresidual = _output_like(x) if act and residual is not None else x.new_empty(0)
     dweight = mean.new_empty(mean.shape, dtype=mean.dtype if weight is None else weight.dtype)
     dbias = mean.new_empty(mean.shape, dtype=mean.dtype if bias is None else bias.dtype)

@@ -114,13 +114,15 @@ def compose_relu(case: ReluCase, p: Problem, dtype: torch.dtype) -> Composed:
 def statistics(case: NormCase, p: Problem) -> Statistics:
     """What normalises, in float64: [1, C, 1, ...]."""
     x, n = p.x.to(torch.float64), p.x.numel() // max(p.x.shape[1], 1)
-    unit = ROUNDINGS * half_spacing(arithmetic(p.x.dtype))
+    dtype = arithmetic(p.x.dtype)
+    rest = (case.eps, n, ROUNDINGS * half_spacing(dtype), torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps)
     if case.training:
-        var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=case.unbiased, keepdim=True)
-        return Statistics(mean, var, case.eps, n, unit)
+        dims = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(x, dims, correction=case.unbiased, keepdim=True)
+        return Statistics(mean, var, (x - mean).pow(4).sum(dims, keepdim=True).sqrt(), *rest)
     assert p.running_mean is not None and p.running_var is not None
     mean, var = (over_channels(t.to(torch.float64), x.dim())[None] for t in (p.running_mean, p.running_var))
-    return Statistics(mean, var, case.eps, n, unit)
+    return Statistics(mean, var, torch.zeros_like(var), *rest)
 
 
 def near_kink(z: Tensor, width: Tensor, case: NormCase | ReluCase) -> Tensor:

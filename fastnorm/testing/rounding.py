@@ -5,6 +5,7 @@ ROUNDINGS * u of its size. The rounding errors of a sum's partial sums add up li
 chains of 2 * WALK^2 terms (and of one chain where there are fewer), ROUNDINGS * u * WALK * sqrt(sum of squared terms),
 whatever the length of the sum: one long fp32 accumulator does not pass. One number per channel, the mean, is stored
 rounded; at a large offset its rounding dominates everything else, and no algorithm that stores it can do without.
+Denormals are a rounding too: flushing them is not allowed.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ class Statistics:
 
     mean: Tensor
     var: Tensor  # as normalised with (biased or not)
+    squares: Tensor  # the root of the sum of the fourth powers of the deviations: the size of var's walk
     eps: float
     n: int
     unit: float  # ROUNDINGS * u
+    quantum: float  # the smallest denormal of the arithmetic
 
     @property
     def rstd(self) -> Tensor:
@@ -42,13 +45,18 @@ class Statistics:
 
     @property
     def mean_error(self) -> Tensor:
-        walk = walk_length(self.n) * (self.var / max(self.n, 1)).sqrt()
-        return self.unit * (self.mean.abs() + walk)
+        """Its own rounding; and off by u standard deviations, it moves x_hat no more than the rounding of x_hat does.
+
+        fp64 has no wider type to add in: there the sum of uncentred values may walk.
+        """
+        walk = walk_length(self.n) if self.unit < 2.0**-32 else 1.0
+        return self.unit * (walk * self.mean.abs() + self.var.sqrt()) + self.quantum
 
     @property
     def var_error(self) -> Tensor:
         """The deviations' rounding counts twice in their squares; a mean that is off by e adds e^2 to their average."""
-        return 2 * self.unit * self.var + self.mean_error**2
+        walk = walk_length(self.n) * self.squares / max(self.n, 1)
+        return self.unit * (2 * self.var + walk) + self.mean_error**2
 
     @property
     def rstd_error(self) -> Tensor:
@@ -113,7 +121,8 @@ class BackwardFloors:
         terms, stats = self.dz * self.x_hat, self.stats
         total = terms.sum(self.dims, keepdim=True).abs()
         shift = stats.rstd * stats.mean_error * self.dz.sum(self.dims, keepdim=True).abs()
-        return sum_floor(terms, stats.unit) + shift + total * stats.rstd_error
+        denormals = stats.rstd * stats.quantum * stats.n**0.5
+        return sum_floor(terms, stats.unit) + shift + total * stats.rstd_error + denormals
 
     def dresidual(self) -> Tensor:
         return self.stats.unit * self.dz.abs()

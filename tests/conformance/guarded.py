@@ -11,15 +11,15 @@ import ctypes
 import itertools
 import mmap
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from fastnorm.testing import NormCase, ReluCase, check, run, solved
+from fastnorm.testing import NormCase, ReluCase, run
 from fastnorm.testing.cases import DTYPES, LAYOUTS, Case, fits
 from fastnorm.testing.layouts import extent
-from fastnorm.testing.problems import Problem
+from fastnorm.testing.problems import Problem, build
 
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -61,12 +61,10 @@ def cases() -> Iterator[Case]:
 def main(backend: str, first: int, last: int) -> None:
     for case in itertools.islice(cases(), first, last):
         print(case.name, flush=True)
-        kept, wanted = solved(case)
+        problem = build(case)
         for at_end in (False, True):
-            guarded = {name: between_guards(t, at_end) for name, t in kept.tensors().items()}
-            results = run(case, Problem(**guarded), backend)
-            for name, want in wanted.items():
-                check(results[name], want, f"{case.name}: {name}")
+            guarded = {name: between_guards(t, at_end) for name, t in problem.tensors().items()}
+            run(case, Problem(**guarded), backend)
 
 
 def crash() -> None:

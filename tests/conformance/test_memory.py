@@ -15,7 +15,7 @@ from .guarded import cases
 
 SCRIPT = Path(__file__).with_name("guarded.py")
 TOTAL = sum(1 for _ in cases())
-PARTS = 6
+PARTS = 3
 on_cpu = pytest.mark.parametrize("backend", [b for b in REQUIRED if b.name == "cpu"], ids=str)
 
 

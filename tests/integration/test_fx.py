@@ -38,7 +38,10 @@ def test_traced_net_runs_as_the_net(cpu_backend: str, training: bool) -> None:
     reference = copy.deepcopy(net)
     traced = fx.symbolic_trace(net)
     called = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
-    assert called.count("batch_norm") == 2 and called.count("general_relu") == 1
+    ours = [
+        name.removeprefix("_module_") for name in called if name != "Activation"
+    ]  # a plain tuple of numbers
+    assert ours == ["batch_norm", "general_relu", "batch_norm"]
     dy = torch.randn(2, 3, 6, 6)
     for module in (traced, reference):
         x = torch.ones(2, 3, 6, 6).cumsum(3).requires_grad_()
@@ -74,23 +77,25 @@ def test_edited_graph(cpu_backend: str) -> None:
     """What the graph says is what runs: change the residual add and see it."""
     net = Net().eval()
     traced = fx.symbolic_trace(net)
-    node = next(n for n in traced.graph.nodes if getattr(n.target, "__name__", "") == "batch_norm")
-    assert isinstance(node.kwargs["residual"], fx.Node)
+    node = next(n for n in traced.graph.nodes if n.name.endswith("batch_norm"))
+    given = next(n for n in traced.graph.nodes if n.op == "placeholder")
+    assert given in node.all_input_nodes
     with traced.graph.inserting_before(node):
-        doubled = traced.graph.call_function(operator.mul, (node.kwargs["residual"], 2))
-    node.update_kwarg("residual", doubled)
+        doubled = traced.graph.call_function(operator.mul, (given, 2))
+    node.replace_input_with(given, doubled)
     traced.recompile()
     x = torch.randn(2, 3, 6, 6)
     assert_close(traced(x), net.lesson(net.act(net.norm(net.conv(x), 2 * x))))
 
 
 def test_trace_survives_pickle_and_shape_propagation(cpu_backend: str) -> None:
-    net = Net().eval()
+    """Over Sequential: fx cannot pickle a forward() whose annotations are strings, as in this file."""
+    net = nn.Sequential(*Net().eval().children())
     traced = fx.symbolic_trace(net)
     x = torch.randn(2, 3, 6, 6)
     ShapeProp(traced).propagate(x)
-    shapes = {tuple(n.meta["tensor_meta"].shape) for n in traced.graph.nodes if "fastnorm" in str(n.target)}
-    assert shapes <= {(2, 3, 6, 6)}
+    ours = [n for n in traced.graph.nodes if "batch_norm" in n.name or "general_relu" in n.name]
+    assert len(ours) == 3 and {tuple(n.meta["tensor_meta"].shape) for n in ours} == {(2, 3, 6, 6)}
     assert_close(pickle.loads(pickle.dumps(traced))(x), net(x))
 
 

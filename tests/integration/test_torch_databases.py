@@ -234,7 +234,8 @@ def test_meta_then_to_empty(cpu_backend: str, info: ModuleInfo) -> None:
         built = OURS[info.module_cls](
             *sample.constructor_input.args, **sample.constructor_input.kwargs, device="meta"
         )
-        y = built(x.to("meta"))
+        with fastnorm.use_backend("auto"):  # the kernels do not run there
+            y = built(x.to("meta"))
         assert y.is_meta and y.shape == x.shape
         built = built.to_empty(device="cpu")
         built.load_state_dict(theirs.state_dict())

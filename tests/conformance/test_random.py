@@ -1,0 +1,111 @@
+"""Cases that nobody thought of: shapes, layouts, dtypes and options drawn by hypothesis, judged by the same rule."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastnorm.testing import ACTS, DTYPES, NormCase, ReluCase
+from fastnorm.testing.cases import LAYOUTS, fits
+from fastnorm.testing.problems import DATA
+
+from .backends import Backend, each_backend
+
+FEW, MANY = 25, 600
+TINY_DATA = ("normal", "offset_1e2", "offset_1e4", "narrow_100", "constant", "outlier", "two_values", "tiny", "drift")
+maybe_dtype = st.none() | st.sampled_from(list(DTYPES))
+
+
+@st.composite
+def shapes(draw: st.DrawFn, largest: int, least_rank: int = 2) -> tuple[int, ...]:
+    rank = draw(st.integers(least_rank, 5))
+    sizes: list[int] = []
+    for _ in range(rank):
+        room = max(1, largest // math.prod(sizes))
+        sizes.append(draw(st.integers(1, room) if room < 6 else st.integers(1, min(room, 70))))
+    return tuple(draw(st.permutations(sizes)))
+
+
+@st.composite
+def norm_cases(draw: st.DrawFn, largest: int) -> NormCase:
+    shape = draw(shapes(largest).filter(lambda s: math.prod(s) > s[1]))
+    layouts = [layout for layout in LAYOUTS if fits(shape, layout)]
+    dtype = draw(st.sampled_from(list(DTYPES)))
+    act = draw(st.none() | st.sampled_from(list(ACTS)))
+    training = draw(st.booleans())
+    mode = draw(st.sampled_from(("plain", "unbiased", "lesson"))) if training else "plain"
+    return NormCase(
+        shape,
+        draw(st.sampled_from(layouts)),
+        dtype,
+        draw(maybe_dtype),
+        draw(maybe_dtype),
+        draw(maybe_dtype) if training else draw(st.sampled_from(list(DTYPES))),
+        act,
+        draw(st.none() | st.sampled_from(layouts)),
+        training,
+        draw(st.sampled_from((0.0, 0.1, 0.5, 1.0))),
+        draw(st.sampled_from((1e-5, 1e-3))),
+        mode != "plain",
+        mode == "lesson",
+        draw(st.sampled_from(TINY_DATA if dtype != "fp16" else ("normal", "near_200", "tiny"))),
+        draw(st.sampled_from(("same", "cat", "centred", *layouts[:2], *((() if act else ("ones", "per_sample")))))),
+        draw(st.sampled_from(("contiguous", "every_second", "offset"))),
+        draw(st.integers(0, 2**16)),
+    )
+
+
+@st.composite
+def relu_cases(draw: st.DrawFn, largest: int) -> ReluCase:
+    shape = draw(shapes(largest))
+    layouts = [layout for layout in LAYOUTS if fits(shape, layout)]
+    dtype = draw(st.sampled_from(list(DTYPES)))
+    act = draw(st.sampled_from(list(ACTS)))
+    data = [name for name in DATA if name.startswith(("normal", "nan", "denormal", "tiny", "zeros"))]
+    return ReluCase(
+        shape,
+        draw(st.sampled_from(layouts)),
+        dtype,
+        act,
+        draw(st.sampled_from(data)),
+        draw(st.sampled_from(("same", "cat", *layouts[:2]))),
+        draw(st.integers(0, 2**16)),
+    )
+
+
+def explore(backend: Backend, strategy: st.SearchStrategy, examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(strategy)
+    def conforms(case: NormCase | ReluCase) -> None:
+        backend.conform(case)
+
+    conforms()
+
+
+def largest(backend: Backend) -> int:
+    return 300 if backend.slow else 6000
+
+
+@each_backend()
+def test_batch_norm(backend: Backend) -> None:
+    explore(backend, norm_cases(largest(backend)), FEW)
+
+
+@each_backend()
+def test_general_relu(backend: Backend) -> None:
+    explore(backend, relu_cases(largest(backend)), FEW)
+
+
+@pytest.mark.slow
+@each_backend()
+def test_many_batch_norms(backend: Backend) -> None:
+    explore(backend, norm_cases(largest(backend) * 3), MANY // (6 if backend.slow else 1))
+
+
+@pytest.mark.slow
+@each_backend()
+def test_many_general_relus(backend: Backend) -> None:
+    explore(backend, relu_cases(largest(backend) * 3), MANY // (6 if backend.slow else 1))
