@@ -104,7 +104,7 @@ def _compile(build: Build, tools: Toolchain, source: str, tag: str, flags: tuple
     output = (build.folder / "obj" / tag / Path(source).with_suffix(".o").name).as_posix()
     command = (
         *(*tools.cxx, *COMMON_FLAGS, *mode_flags(tools), *flags),
-        *(() if "clang" in tools.compiler else GCC_QUIET),
+        *(GCC_QUIET if tag == "avx512" and "clang" not in tools.compiler else ()),
         *("-MMD", "-MF", f"{output}.d", "-c", source, "-o", output),
     )
     build.steps.append(Step(f"compile {source} ({tag})", command, (source,), output, True))

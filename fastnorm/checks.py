@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ def check_batch(x: Tensor, training: bool, eps: float) -> None:
     if not eps >= 0.0 or (training and eps == 0.0):
         wanted = "positive during training" if training else "non-negative"
         raise ValueError(f"batch_norm eps must be {wanted}, but got {eps}")
-    if training and x.shape[0] * math.prod(x.shape[2:]) == 1:
+    if training and x.numel() == x.size(1) > 0:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
 
 
@@ -47,20 +45,31 @@ def channel_vector(v: Tensor | None, name: str, x: Tensor) -> Tensor | None:
     """A per-channel tensor as [C], whatever its shape; RuntimeError for another size, device or kind of dtype."""
     if v is None:
         return None
+    if (
+        isinstance(v, Tensor)
+        and v.dim() == 1
+        and v.size(0) == x.size(1)
+        and v.dtype in FLOATING
+        and v.layout == torch.strided
+        and ((v.is_cpu and x.is_cpu) or v.device == x.device)
+    ):
+        return v
+    return _reshaped_channel_vector(v, name, x)
+
+
+def _reshaped_channel_vector(v: Tensor, name: str, x: Tensor) -> Tensor:
     if not isinstance(v, Tensor):
         raise TypeError(f"{name} must be a Tensor or None, got {type(v).__name__}")
     if v.layout != torch.strided:
         raise RuntimeError(f"{name} must be a dense strided tensor, it has layout {v.layout}")
     channels = x.shape[1]
-    if v.shape != (channels,):
-        if v.numel() != channels:
-            raise RuntimeError(f"{name} should contain {channels} elements not {v.numel()} (shape {tuple(v.shape)})")
-        v = v.reshape(-1)
+    if v.numel() != channels:
+        raise RuntimeError(f"{name} should contain {channels} elements not {v.numel()} (shape {tuple(v.shape)})")
     if v.dtype not in FLOATING:
         raise RuntimeError(f"{name} must be fp64, fp32, bf16 or fp16, got {v.dtype}")
     if v.device != x.device:
         raise RuntimeError(f"{name} is on {v.device}, but input is on {x.device}")
-    return v
+    return v.reshape(-1)
 
 
 def momentum_factor(momentum: float | Tensor, x: Tensor) -> Tensor | None:

@@ -121,6 +121,7 @@ def batch_norm_fwd(
     momentum: float,
     eps: float,
     unbiased: bool,
+    detach_stats: bool,
     act: bool,
     leak: float | None,
     sub: float | None,
@@ -130,9 +131,8 @@ def batch_norm_fwd(
     """y = act((x - mean) * rstd * weight + bias + residual), with the batch's or the running statistics.
 
     Args:
-        x, residual: [N, C, *], fp64, fp32, bf16 or fp16. Contiguous and dense channels_last tensors are read
-        as they
-            lie; other strides, and a residual in another layout, are copied first.
+        x, residual: [N, C, *], fp64, fp32, bf16 or fp16. Contiguous and dense channels_last are read as
+            they lie; other strides, and a residual in another layout, are copied first.
         weight, bias, running_mean, running_var: [C] of any of these dtypes and any stride.
         factor: 0-d tensor on x's device that replaces momentum, read by the kernel.
         training: take the batch's statistics and move the running ones in place.
@@ -145,7 +145,8 @@ def batch_norm_fwd(
     x = x.contiguous(memory_format=layout)
     residual = None if residual is None else residual.contiguous(memory_format=layout)
     y = torch.empty_like(x, memory_format=layout)
-    mean, rstd = x.new_empty((2, x.shape[1]), dtype=launch.acc_dtype(x)).unbind()
+    mean = x.new_empty(x.shape[1], dtype=launch.acc_dtype(x))
+    rstd = torch.empty_like(mean)
     if x.numel() == 0:
         return y, mean.zero_(), rstd.zero_()
     view = launch.view_of(x, layout)

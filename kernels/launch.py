@@ -9,17 +9,20 @@ import functools
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 import triton.language as tl
 
-Scalar = float | tl.constexpr | None
+Scalar: TypeAlias = float | tl.constexpr | None
 
 # 16 values a lane: 64 (fp32) or 32 (bf16) bytes in flight a thread and tensor. With 24 warps resident that is
 # 24 KB a SM or more, about what 4.3 TB/s x 700 ns needs, and leaves room for the accumulators.
 VALUES_PER_LANE = 16
-NARROW_VALUES_PER_LANE = 8  # fp64, and rows whose length is odd: an address or two registers for every value
+VALUES_PER_LANE_ODD = 8  # rows of odd length: an address for every value
+VALUES_PER_LANE_FP64 = 4  # 32 bytes; two registers for every value, and at 8 the backward spills
 WARPS = 8
+SMALLEST_TILE = 512  # below it, the partial results would be as large as the tensor
 
 SECTOR = 32  # bytes: the least that DRAM delivers
 MIN_SEGMENT = 64  # bytes of one row or plane that a tile reads in one piece, so that a warp touches few lines
@@ -143,14 +146,20 @@ def batch_norm_plan(view: View, itemsize: int, n_sms: int, which: Pass) -> Batch
     held = _held_blocks(view, itemsize, n_sms, which.held // (2 if itemsize == 8 else 1))
     if held is not None:
         return _plan(view, held, 1, VALUES_PER_LANE, which, held=True)
-    narrow = itemsize == 8 or (view.c if view.channels_last else view.s) % 2 == 1
-    values_per_lane = NARROW_VALUES_PER_LANE if narrow else VALUES_PER_LANE
-    warps = WARPS
-    blocks = _tile_blocks(view, itemsize, warps * 32 * values_per_lane)
-    while warps > 1 and _tiles(view, blocks) < 2 * n_sms:
-        warps //= 2
-        blocks = _tile_blocks(view, itemsize, warps * 32 * values_per_lane)
+    values_per_lane = _values_per_lane(view, itemsize)
+    tile = WARPS * 32 * values_per_lane
+    blocks = _tile_blocks(view, itemsize, tile)
+    while tile > SMALLEST_TILE and _tiles(view, blocks) < 2 * n_sms:
+        tile //= 2
+        blocks = _tile_blocks(view, itemsize, tile)
     return _plan(view, blocks, which.programs_per_sm * n_sms, values_per_lane, which, held=False)
+
+
+def _values_per_lane(view: View, itemsize: int) -> int:
+    if itemsize == 8:
+        return VALUES_PER_LANE_FP64
+    odd = (view.c if view.channels_last else view.s) % 2 == 1
+    return VALUES_PER_LANE_ODD if odd else VALUES_PER_LANE
 
 
 def _tiles(view: View, blocks: tuple[int, int]) -> int:

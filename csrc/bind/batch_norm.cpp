@@ -139,7 +139,7 @@ double momentum_of(double momentum, const OptionalTensor& factor) {
 std::tuple<Tensor, Tensor, Tensor> batch_norm_fwd(
     Tensor x, OptionalTensor weight, OptionalTensor bias, OptionalTensor residual, OptionalTensor running_mean,
     OptionalTensor running_var, OptionalTensor factor, bool training, double momentum, double eps, bool unbiased,
-    bool act, OptionalNumber leak, OptionalNumber sub, OptionalNumber maxv, OptionalNumber max_leak) {
+    bool /*detach_stats: of the backward only*/, bool act, OptionalNumber leak, OptionalNumber sub, OptionalNumber maxv, OptionalNumber max_leak) {
   const Geometry g = geometry_of(x);
   const Dtype dtype = dtype_of(x, "x");
   const int64_t C = x.size(1);
@@ -184,8 +184,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_bwd(
   }
   Tensor in = dense(x, g.format), grad = dense_like(dy, x, "dy", g.format);
   Tensor added = through ? dense_like(*residual, x, "residual", g.format) : in;
-  Tensor nothing = empty({0}, x.scalar_type());
-  Tensor dx = need_dx ? empty_like(x, g.format) : nothing, dresidual = through ? empty_like(x, g.format) : nothing;
+  const auto nothing = [&] { return empty({0}, x.scalar_type()); };
+  Tensor dx = need_dx ? empty_like(x, g.format) : nothing(), dresidual = through ? empty_like(x, g.format) : nothing();
   Tensor dweight = empty({C}, weight.has_value() ? weight->scalar_type() : stat_dtype(dtype));
   Tensor dbias = empty({C}, bias.has_value() ? bias->scalar_type() : stat_dtype(dtype));
   if (x.numel() == 0) return {dx, zeros(C, dweight.scalar_type()), zeros(C, dbias.scalar_type()), dresidual};

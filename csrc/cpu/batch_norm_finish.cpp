@@ -40,7 +40,7 @@ bool batch_norm_finish_fwd(const BatchNormFwd& args, const Partials& partials, d
   for (int64_t c = 0; c < args.shape.C && !again; ++c) {
     const Moments m = moments(totals[static_cast<size_t>(c)], shift[c], n);
     if (!m.cancelled) continue;
-    shift[c] = m.mean;
+    shift[c] = args.dtype == Dtype::f64 ? m.mean : static_cast<float>(m.mean);  // as the sums will subtract it
     cancelled = true;
   }
   if (cancelled) return false;

@@ -81,11 +81,12 @@ void statistics(const BatchNormFwd& args, int64_t c0, int count) {
   for (int j = 0; j < count; ++j) {
     Moments m = moments(sums[j], shift[j], n);
     if (m.cancelled) {
+      const double mean = static_cast<acc_t<T>>(m.mean);  // as the sums subtract it
       ChannelSums second;
       for (int64_t k = 0; k < chunks; ++k) {
-        sum_chunk<T>(args, plane_chunk(args.shape, k), c0 + j, 1, &m.mean, &second);
+        sum_chunk<T>(args, plane_chunk(args.shape, k), c0 + j, 1, &mean, &second);
       }
-      m = moments(second, m.mean, n);
+      m = moments(second, mean, n);
     }
     finish_channel(args, c0 + j, m);
   }

@@ -23,13 +23,13 @@ FASTNORM_INLINE void write_run(T* out, int64_t n, bool stream_out, F f) {
       i = head;
       for (; i + 4 * L <= n; i += 4 * L) {
         const auto a = f(i, L), b = f(i + L, L), c = f(i + 2 * L, L), d = f(i + 3 * L, L);
-        stream(out + i, a), stream(out + i + L, b), stream(out + i + 2 * L, c), stream(out + i + 3 * L, d);
+        stream_pair(out + i, a, b), stream_pair(out + i + 2 * L, c, d);
       }
     }
   }
   for (; i + 4 * L <= n; i += 4 * L) {
     const auto a = f(i, L), b = f(i + L, L), c = f(i + 2 * L, L), d = f(i + 3 * L, L);
-    store(out + i, a), store(out + i + L, b), store(out + i + 2 * L, c), store(out + i + 3 * L, d);
+    store_pair(out + i, a, b), store_pair(out + i + 2 * L, c, d);
   }
   for (; i + L <= n; i += L) store(out + i, f(i, L));
   if (i < n) store_first(out + i, f(i, static_cast<int>(n - i)), static_cast<int>(n - i));

@@ -55,12 +55,12 @@ FASTNORM_INLINE vdouble load(const double* p) { return load_bits<vdouble>(p); }
 FASTNORM_INLINE void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
 FASTNORM_INLINE void store(double* p, vdouble v) { std::memcpy(p, &v, sizeof v); }
 
-// Two's-complement rounding to the nearest even bfloat16, NaN kept NaN, in the low half of each lane.
-FASTNORM_INLINE vuint bfloat16_lanes(vfloat v) {
+// Rounded to the nearest even bfloat16, NaN kept NaN: in the high half of each lane, the low half is left over.
+FASTNORM_INLINE vuint bfloat16_high(vfloat v) {
   const vuint u = reinterpret_cast<vuint>(v);
-  const vuint rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  return v == v ? rounded : vuint{} + 0x7fc0u;
+  return v == v ? u + 0x7fffu + ((u >> 16) & 1u) : vuint{} + 0x7fc00000u;
 }
+FASTNORM_INLINE vuint bfloat16_lanes(vfloat v) { return bfloat16_high(v) >> 16; }
 
 #if defined(__AVX512F__)
 
@@ -80,6 +80,21 @@ template <class H>
 FASTNORM_INLINE void stream(H* p, vfloat v) { _mm256_stream_si256((__m256i*)p, pack(v, H{})); }
 FASTNORM_INLINE void stream(float* p, vfloat v) { _mm512_stream_ps(p, (__m512)v); }
 FASTNORM_INLINE void stream(double* p, vdouble v) { _mm512_stream_pd(p, (__m512d)v); }
+
+// Two neighbouring vectors at once: 16-bit types then fill a whole register and cache line.
+FASTNORM_INLINE __m512i pack_pair(vfloat a, vfloat b, bfloat16) {
+  // The rounded numbers' high halves are picked straight out of both registers.
+  const __m512i high = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
+                                        23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return _mm512_permutex2var_epi16((__m512i)bfloat16_high(a), high, (__m512i)bfloat16_high(b));
+}
+FASTNORM_INLINE __m512i pack_pair(vfloat a, vfloat b, float16) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(pack(a, float16{})), pack(b, float16{}), 1);
+}
+template <class H>
+FASTNORM_INLINE void store_pair(H* p, vfloat a, vfloat b) { _mm512_storeu_si512(p, pack_pair(a, b, H{})); }
+template <class H>
+FASTNORM_INLINE void stream_pair(H* p, vfloat a, vfloat b) { _mm512_stream_si512((__m512i*)p, pack_pair(a, b, H{})); }
 
 // ---- the first n lanes (0 < n < lanes), the rest read as 0 and left unwritten
 
@@ -150,6 +165,18 @@ FASTNORM_INLINE void store_first(T* p, vec_t<T> v, int n) {
   for (int i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
+#endif
+
+#if !defined(__AVX512F__)
+template <class T>
+FASTNORM_INLINE void store_pair(T* p, vec_t<T> a, vec_t<T> b) { store(p, a), store(p + kLanes<T>, b); }
+template <class T>
+FASTNORM_INLINE void stream_pair(T* p, vec_t<T> a, vec_t<T> b) { stream(p, a), stream(p + kLanes<T>, b); }
+#else
+FASTNORM_INLINE void store_pair(float* p, vfloat a, vfloat b) { store(p, a), store(p + kLanes<float>, b); }
+FASTNORM_INLINE void store_pair(double* p, vdouble a, vdouble b) { store(p, a), store(p + kLanes<double>, b); }
+FASTNORM_INLINE void stream_pair(float* p, vfloat a, vfloat b) { stream(p, a), stream(p + kLanes<float>, b); }
+FASTNORM_INLINE void stream_pair(double* p, vdouble a, vdouble b) { stream(p, a), stream(p + kLanes<double>, b); }
 #endif
 
 // n is the constant kLanes<T> in every main loop, where these are the full-register forms.

@@ -7,12 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnorm.autograd.route import differentiable_grads, transforms_active, wants_grad
+from fastnorm.autograd.route import (
+    below_autograd,
+    differentiable_grads,
+    register_autograd,
+    transforms_active,
+    wants_grad,
+)
 from fastnorm.eager import batch_norm as eager
 from fastnorm.ops import OPS
 
+_NO_GRADS = (None,) * 4  # of the arguments behind x, weight, bias and residual
+_TENSORS = 7  # arguments of batch_norm_fwd that are tensors
+
 
 class BatchNormFunction(torch.autograd.Function):
+    """The op batch_norm_fwd with a gradient for y; mean and rstd come along without one.
+
+    The op's other arguments and the backend come as one tuple: every single argument costs a Function time.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -23,35 +37,30 @@ class BatchNormFunction(torch.autograd.Function):
         running_mean: Tensor | None,
         running_var: Tensor | None,
         factor: Tensor | None,
-        training: bool,
-        momentum: float,
-        eps: float,
-        unbiased: bool,
-        detach_stats: bool,
-        backend: str,
-        act: bool,
-        *activation: float | None,
-    ) -> Tensor:
-        y, mean, rstd = OPS[backend].batch_norm_fwd(
-            x, weight, bias, residual, running_mean, running_var, factor,
-            training, momentum, eps, unbiased, act, *activation,
+        options: tuple[Any, ...],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        training, momentum, eps, unbiased, detach_stats, act, leak, sub, maxv, max_leak, backend = options
+        y, mean, rstd = below_autograd(
+            OPS[backend].batch_norm_fwd, x, weight, bias, residual, running_mean, running_var, factor,
+            training, momentum, eps, unbiased, detach_stats, act, leak, sub, maxv, max_leak,
         )  # fmt: skip
         ctx.save_for_backward(x, weight, bias, residual if act else None, mean, rstd)
-        ctx.training = training
-        ctx.options = (eps, unbiased, detach_stats)
-        ctx.act = (act, *activation)
-        ctx.backend = backend
-        return y
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
+        ctx.options = options
+        return y, mean, rstd
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 4 + _NO_GRADS
         x, weight, bias, residual, mean, rstd = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
-        (eps, unbiased, detach_stats), act = ctx.options, ctx.act
+        training, _, eps, unbiased, detach_stats, *act, backend = ctx.options
         # Without an activation the residual's gradient is dy itself, and the residual was not saved.
         through = act[0] and needs_residual
         if torch.is_grad_enabled():
-            fixed = None if ctx.training else (mean, rstd)
+            fixed = None if training else (mean, rstd)
             dx, dweight, dbias, dresidual = differentiable_grads(
                 lambda *inputs: eager.batch_norm(*inputs, fixed, eps, unbiased, detach_stats, *act),
                 [x, weight, bias, residual],
@@ -59,14 +68,17 @@ class BatchNormFunction(torch.autograd.Function):
                 dy,
             )
         else:
-            dx, dweight, dbias, dresidual = OPS[ctx.backend].batch_norm_bwd(
-                dy, x, weight, bias, residual, mean, rstd,
-                ctx.training and not detach_stats, unbiased, needs_x, *act,
+            dx, dweight, dbias, dresidual = below_autograd(
+                OPS[backend].batch_norm_bwd, dy, x, weight, bias, residual, mean, rstd,
+                training and not detach_stats, unbiased, needs_x, *act,
             )  # fmt: skip
-        if needs_residual and not through:
-            dresidual = dy
-        needed = zip((dx, dweight, dbias, dresidual), ctx.needs_input_grad[:4], strict=True)
-        return *(grad if need else None for grad, need in needed), *([None] * 15)
+        return (
+            dx if needs_x else None,
+            dweight if needs_weight else None,
+            dbias if needs_bias else None,
+            (dresidual if through else dy) if needs_residual else None,
+            *_NO_GRADS,
+        )
 
 
 def batch_norm(
@@ -85,16 +97,17 @@ def batch_norm(
     backend: str,
     act: tuple[bool, float | None, float | None, float | None, float | None],
 ) -> Tensor:
-    state = (running_mean, running_var, factor, training, momentum, eps, unbiased)
+    tensors = (x, weight, bias, residual, running_mean, running_var, factor)
+    options = (training, momentum, eps, unbiased, detach_stats, *act)
     if transforms_active():
-        return _through_reference(x, weight, bias, residual, *state, detach_stats, act)
+        return _through_reference(*tensors, *options)
     if wants_grad(x, weight, bias, residual):
-        y = BatchNormFunction.apply(x, weight, bias, residual, *state, detach_stats, backend, *act)
+        y, _, _ = BatchNormFunction.apply(*tensors, (*options, backend))
     else:
-        y, _, _ = OPS[backend].batch_norm_fwd(x, weight, bias, residual, *state, *act)
+        y, _, _ = below_autograd(OPS[backend].batch_norm_fwd, *tensors, *options)
     if training and running_mean is not None and not torch.compiler.is_compiling():
         # The op wrote the buffers behind autograd's back: whoever saved them for a backward must be told.
-        torch.autograd.graph.increment_version([t for t in (running_mean, running_var) if t is not None])
+        torch.autograd.graph.increment_version([running_mean, running_var])  # type: ignore[list-item]
     return y
 
 
@@ -111,7 +124,7 @@ def _through_reference(
     eps: float,
     unbiased: bool,
     detach_stats: bool,
-    act: tuple[bool, float | None, float | None, float | None, float | None],
+    *act: Any,
 ) -> Tensor:
     fixed = None
     if not training:
@@ -126,3 +139,10 @@ def _through_reference(
             eager.update_running(running_mean, mean, lerp)
             eager.update_running(running_var, var * (n / max(n - 1, 1)), lerp)
     return eager.batch_norm(x, weight, bias, residual, fixed, eps, unbiased, detach_stats, *act)
+
+
+def _apply(backend: str, *args: Any) -> Any:
+    return BatchNormFunction.apply(*args[:_TENSORS], (*args[_TENSORS:], backend))
+
+
+register_autograd("batch_norm_fwd", _apply, differentiable=4)

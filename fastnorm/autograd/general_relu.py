@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnorm.autograd.route import differentiable_grads, transforms_active, wants_grad
+from fastnorm.autograd.route import (
+    below_autograd,
+    differentiable_grads,
+    register_autograd,
+    transforms_active,
+    wants_grad,
+)
 from fastnorm.eager import general_relu as eager
 from fastnorm.ops import OPS
 
@@ -26,7 +32,7 @@ class GeneralReluFunction(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.activation = (leak, sub, maxv, max_leak)
         ctx.backend = backend
-        return OPS[backend].general_relu_fwd(x, leak, sub, maxv, max_leak)
+        return below_autograd(OPS[backend].general_relu_fwd, x, leak, sub, maxv, max_leak)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -34,7 +40,7 @@ class GeneralReluFunction(torch.autograd.Function):
         if torch.is_grad_enabled():
             (dx,) = differentiable_grads(lambda x: eager.general_relu(x, *ctx.activation), [x], [True], dy)
         else:
-            dx = OPS[ctx.backend].general_relu_bwd(dy, x, *ctx.activation)
+            dx = below_autograd(OPS[ctx.backend].general_relu_bwd, dy, x, *ctx.activation)
         return dx, None, None, None, None, None
 
 
@@ -45,4 +51,11 @@ def general_relu(
         return eager.general_relu(x, leak, sub, maxv, max_leak)
     if wants_grad(x):
         return GeneralReluFunction.apply(x, leak, sub, maxv, max_leak, backend)
-    return OPS[backend].general_relu_fwd(x, leak, sub, maxv, max_leak)
+    return below_autograd(OPS[backend].general_relu_fwd, x, leak, sub, maxv, max_leak)
+
+
+def _apply(backend: str, *args: Any) -> Any:
+    return GeneralReluFunction.apply(*args, backend)
+
+
+register_autograd("general_relu_fwd", _apply, differentiable=1)

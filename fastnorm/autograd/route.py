@@ -1,13 +1,18 @@
-"""What the Functions share: when to leave them for the differentiable reference, and double backward through it."""
+"""What the Functions share: how ops are called, when the differentiable reference serves instead, double backward."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
+
+from fastnorm.ops import BACKENDS, OPS
+
+_libraries: list[torch.library.Library] = []  # a Library unregisters its kernels when it is collected
 
 
 def transforms_active() -> bool:
@@ -22,7 +27,38 @@ def transforms_active() -> bool:
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    for t in tensors:
+        if t is not None and t.requires_grad:
+            return True
+    return False
+
+
+def below_autograd(op: Callable[..., Any], *args: Any) -> Any:
+    """op(*args) past its autograd kernel, for callers that have taken care of gradients."""
+    if torch.compiler.is_compiling():  # the guard cannot be traced; the kernel finds gradients switched off
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def register_autograd(name: str, apply: Callable[..., Any], differentiable: int) -> None:
+    """Give a forward op its gradient in every backend's namespace, for graphs that call the op itself (torch.export).
+
+    apply(backend, *args) runs the Function; the first `differentiable` arguments may require gradients.
+    """
+    for backend in BACKENDS:
+
+        def kernel(*args: Any, backend: str = backend) -> Any:
+            if wants_grad(*args[:differentiable]):
+                return apply(backend, *args)
+            with torch._C._AutoDispatchBelowAutograd():
+                return getattr(OPS[backend], name)(*args)
+
+        library = torch.library.Library(f"fastnorm_{backend}", "IMPL")
+        library.impl(name, kernel, "Autograd")
+        _libraries.append(library)
 
 
 def differentiable_grads(

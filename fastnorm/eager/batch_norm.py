@@ -92,6 +92,7 @@ def batch_norm_fwd(
     momentum: float,
     eps: float,
     unbiased: bool,
+    detach_stats: bool,
     act: bool,
     *activation: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,7 +137,7 @@ def batch_norm_bwd(
     x_hat = (x.to(acc) - per_channel(mean, x)) * per_channel(rstd, x)
     dweight, dbias = (dz * x_hat).sum(dims), dz.sum(dims)  # N5
 
-    dx = dresidual = x.new_empty(0)
+    dx, dresidual = x.new_empty(0), x.new_empty(0)
     if need_dx:
         scale = rstd if weight is None else rstd * weight.to(acc)
         g = dz

@@ -81,8 +81,15 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(norm(input) + residual)."""
+        parameters, buffers = self._parameters, self._buffers  # a module's own attribute look-up costs as much as an op
         return _module_batch_norm(
-            input, residual, self.running_mean, self.running_var, self.num_batches_tracked, self.weight, self.bias,
+            input,
+            residual,
+            buffers["running_mean"] if "running_mean" in buffers else self.running_mean,
+            buffers["running_var"] if "running_var" in buffers else self.running_var,
+            buffers["num_batches_tracked"] if "num_batches_tracked" in buffers else self.num_batches_tracked,
+            parameters["weight"] if "weight" in parameters else self.weight,  # else parametrized
+            parameters["bias"] if "bias" in parameters else self.bias,
             self.training, self.track_running_stats, self.momentum, self.eps, self.activation, self.unbiased,
             self._ranks,
         )  # fmt: skip

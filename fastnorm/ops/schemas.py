@@ -10,7 +10,7 @@ SCHEMAS: dict[str, str] = {
     "batch_norm_fwd": (
         "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, "
         "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? factor, "
-        f"bool training, float momentum, float eps, bool unbiased, bool act, {ACTIVATION}) "
+        f"bool training, float momentum, float eps, bool unbiased, bool detach_stats, bool act, {ACTIVATION}) "
         "-> (Tensor y, Tensor mean, Tensor rstd)"
     ),
     "batch_norm_bwd": (

@@ -1,4 +1,4 @@
-"""What proves a backend right: the case table, the float64 oracle, the one comparison rule. Needs nothing but torch."""
+"""What proves a backend right: the case table, the float64 oracle, the one rule. Needs nothing but torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The one comparison rule. No test writes a tolerance of its own.
 
 A result passes if, element by element, its distance from the float64 answer is at most
-    PyTorch's own error in the same arithmetic, the largest of the slice (composed operations, not rounded to storage)
+    PyTorch's own error in the same arithmetic, the largest of the slice (not rounded to storage)
   + one unit in the last place of the result's dtype, at the exact answer
   + a floor: what rounding every intermediate once or twice can do (rounding.py), which for a sum grows like
     the root of the number of its terms, because it is proportional to the root of the sum of their squares.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a result should be. All tensors are float64 and of the result's shape (floor: broadcastable to it)."""
+    """What a result should be. Tensors are float64, of the result's shape (floor: broadcastable to it)."""
 
     exact: Tensor
     peer: Tensor
@@ -62,7 +62,9 @@ def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
 def check(actual: Tensor | None, want: Expectation, label: str) -> None:
     """AssertionError, naming the worst element, unless actual is what was expected."""
     assert actual is not None, f"{label}: missing"
-    assert actual.shape == want.exact.shape, f"{label}: shape {tuple(actual.shape)}, not {tuple(want.exact.shape)}"
+    assert actual.shape == want.exact.shape, (
+        f"{label}: shape {tuple(actual.shape)}, not {tuple(want.exact.shape)}"
+    )
     assert actual.dtype == want.dtype, f"{label}: dtype {actual.dtype}, not {want.dtype}"
     good = passes(actual, want)
     if bool(good.all()):

@@ -1,4 +1,4 @@
-"""Tensors of a wanted memory layout, always in the middle of NaN-filled storage: a read astray poisons the result."""
+"""Tensors of a wanted memory layout, always in NaN-filled storage: a read astray poisons the result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MOAT = 64  # NaN elements before and after: a whole number of cache lines in every dtype
@@ -143,3 +144,14 @@ def bits_outside(t: Tensor) -> Tensor:
     copy = storage_of(t).clone()
     copy.as_strided(t.shape, t.stride(), t.storage_offset()).zero_()
     return copy.view(torch.uint8)
+
+
+def norm_format(x: Tensor) -> torch.memory_format:
+    """The memory format that torch gives a norm of x: asked of torch's own, on a tensor of these strides."""
+    if x.dim() not in (4, 5) or not x.numel():
+        return torch.contiguous_format
+    channel = torch.ones(x.shape[1], dtype=x.dtype)
+    y = F.batch_norm(to_device(x.detach(), "cpu"), channel, channel)
+    if y.is_contiguous():
+        return torch.contiguous_format
+    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d

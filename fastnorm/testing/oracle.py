@@ -1,4 +1,4 @@
-"""The float64 oracle: batch norm and GeneralRelu composed of plain torch operations, and what to expect of a result.
+"""The float64 oracle: batch norm and GeneralRelu composed of plain torch, and what to expect of a result.
 
 Written from torch's own functions and the definitions, not from fastnorm.eager: the two check each other.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastnorm.testing.cases import ACTS, DTYPES, NormCase, ReluCase
 from fastnorm.testing.compare import Expectation
+from fastnorm.testing.layouts import norm_format
 from fastnorm.testing.problems import LOOSE_UPSTREAM, Problem, build, lay_out_upstream, over_channels
 from fastnorm.testing.rounding import (
     ROUNDINGS,
@@ -31,7 +32,9 @@ def arithmetic(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def composed_relu(z: Tensor, leak: float | None, sub: float | None, maxv: float | None, max_leak: float | None) -> Tensor:
+def composed_relu(
+    z: Tensor, leak: float | None, sub: float | None, maxv: float | None, max_leak: float | None
+) -> Tensor:
     """GeneralRelu as a user composes it."""
     y = torch.relu(z) if leak is None else F.leaky_relu(z, leak)
     y = y if sub is None else y.sub(sub)
@@ -41,17 +44,35 @@ def composed_relu(z: Tensor, leak: float | None, sub: float | None, maxv: float 
 
 
 def torch_norm(case: NormCase, x: Tensor, weight: Tensor | None, bias: Tensor | None, p: Problem) -> Tensor:
-    """torch's own batch norm in x's dtype; composed where torch has no such option."""
+    """torch's own batch norm in x's dtype; composed where torch has no such option.
+
+    A training batch is given as peer_view has it.
+    """
     if not case.training:
         assert p.running_mean is not None and p.running_var is not None
         mean, var = p.running_mean.to(x.dtype), p.running_var.to(x.dtype)
         return F.batch_norm(x, mean.contiguous(), var.contiguous(), weight, bias, False, 0.0, case.eps)
     if not case.unbiased and not case.detach_stats:
-        return F.batch_norm(x, None, None, weight, bias, True, 0.0, case.eps)
+        view = peer_view(x, p)
+        y = F.batch_norm(view, None, None, weight, bias, True, 0.0, case.eps)
+        return y if y.shape == x.shape else y.reshape(x.shape[1], x.shape[0], *x.shape[2:]).transpose(0, 1)
     return composed_norm(case, x, weight, bias, p)
 
 
-def composed_norm(case: NormCase, x: Tensor, weight: Tensor | None, bias: Tensor | None, p: Problem) -> Tensor:
+def peer_view(x: Tensor, p: Problem) -> Tensor:
+    """x as [1, C, N * S], for which torch sums in double.
+
+    Its other path, for [N, C], channels_last and images of one position, adds up in plain fp32 and would
+    excuse too much. Only where squares overflow, nobody has to be better than torch is for that very layout.
+    """
+    if float(x.detach().abs().max()) ** 2 * x.numel() > torch.finfo(x.dtype).max:
+        return x.contiguous(memory_format=norm_format(p.x))
+    return x.transpose(0, 1).reshape(1, x.shape[1], -1)
+
+
+def composed_norm(
+    case: NormCase, x: Tensor, weight: Tensor | None, bias: Tensor | None, p: Problem
+) -> Tensor:
     """Batch norm by its definition, as the lessons write it.
 
     The batch's statistics are taken of x less a constant, which changes nothing but the rounding: in fp64 the
@@ -83,7 +104,7 @@ class Composed:
     def gradients(self, dy: Tensor) -> dict[str, Tensor]:
         """By leaf name, and that of z as dz."""
         names, inputs = [*self.leaves, "z"], [*self.leaves.values(), self.z]
-        # A contiguous copy: torch 2.13 misreads a dy whose strides suit both memory formats, as (1, 5, 13, 1)'s may.
+        # A contiguous copy: torch 2.13 misreads a dy whose strides suit both formats, as (1, 5, 13, 1)'s may.
         upstream = dy.to(self.y.dtype, copy=True, memory_format=torch.contiguous_format)
         grads = torch.autograd.grad(self.y, inputs, upstream, retain_graph=True)
         return {f"d{name}": grad for name, grad in zip(names, grads, strict=True)}
@@ -115,7 +136,12 @@ def statistics(case: NormCase, p: Problem) -> Statistics:
     """What normalises, in float64: [1, C, 1, ...]."""
     x, n = p.x.to(torch.float64), p.x.numel() // max(p.x.shape[1], 1)
     dtype = arithmetic(p.x.dtype)
-    rest = (case.eps, n, ROUNDINGS * half_spacing(dtype), torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps)
+    rest = (
+        case.eps,
+        n,
+        ROUNDINGS * half_spacing(dtype),
+        torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps,
+    )
     if case.training:
         dims = [d for d in range(x.dim()) if d != 1]
         var, mean = torch.var_mean(x, dims, correction=case.unbiased, keepdim=True)
@@ -140,10 +166,10 @@ def near_kink(z: Tensor, width: Tensor, case: NormCase | ReluCase) -> Tensor:
 
 
 def steered(case: NormCase | ReluCase, p: Problem, near: Tensor) -> Problem:
-    """The problem with dy = 0 where rounding decides the activation's slope, so that every gradient is determined.
+    """The problem with dy = 0 where rounding decides the activation's slope: every gradient is determined.
 
-    What happens exactly at a corner is tested apart, with numbers that are exact. A dy whose elements share memory
-    cannot be zeroed singly: there the case has to choose another seed.
+    What happens exactly at a corner is tested apart, with numbers that are exact. A dy whose elements share
+    memory cannot be zeroed singly: there the case has to choose another seed.
     """
     if not bool(near.any()):
         return p
@@ -173,7 +199,7 @@ def relu_problem(case: ReluCase) -> tuple[Problem, Expectations]:
 
 
 def norm_problem(case: NormCase) -> tuple[Problem, Expectations]:
-    """The problem and what a backend should answer: y, every gradient that exists, and the moved statistics."""
+    """The problem and what a backend should answer: y, every gradient, and the moved statistics."""
     p = build(case)
     exact = compose_norm(case, p, torch.float64, composed_norm)
     peer = compose_norm(case, p, arithmetic(p.x.dtype), torch_norm)
@@ -210,7 +236,9 @@ def _gradients(
     floors = BackwardFloors(p.x.to(torch.float64), grads["dz"], scale, grads["dx"], stats, divisor)
     wanted = {"dx": _expect(grads["dx"], peers["dx"], floors.input(), p.x.dtype, True)}
     if p.residual is not None:
-        wanted["dresidual"] = _expect(grads["dresidual"], peers["dresidual"], floors.dresidual(), p.x.dtype, True)
+        wanted["dresidual"] = _expect(
+            grads["dresidual"], peers["dresidual"], floors.dresidual(), p.x.dtype, True
+        )
     for name, t, floor in (("dweight", p.weight, floors.dweight), ("dbias", p.bias, floors.dbias)):
         if t is not None:
             wanted[name] = _expect(grads[name], peers[name], floor().flatten(), t.dtype, False)
@@ -225,7 +253,8 @@ def _running(case: NormCase, p: Problem, stats: Statistics) -> Expectations:
     assert p.running_mean is not None and p.running_var is not None
     old_mean, old_var = p.running_mean.to(torch.float64), p.running_var.to(torch.float64)
     peers = [t.to(arithmetic(p.x.dtype)).contiguous().clone() for t in (p.running_mean, p.running_var)]
-    F.batch_norm(p.x.to(peers[0].dtype).contiguous(), *peers, None, None, True, momentum, case.eps)
+    view = peer_view(p.x.to(peers[0].dtype), p)
+    F.batch_norm(view, peers[0], peers[1], None, None, True, momentum, case.eps)
     mean_error = momentum * stats.mean_error.flatten() + unit * old_mean.abs()
     var_error = momentum * stats.var_error.flatten() * n / (n - 1) + unit * (old_var + var * momentum)
     moved = [(1 - momentum) * old + momentum * new for old, new in ((old_mean, mean), (old_var, var))]

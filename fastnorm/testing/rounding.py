@@ -1,11 +1,12 @@
 """How far rounding alone can move each result: the floors of the comparison rule, in float64.
 
-u is half the spacing at 1 of the arithmetic's dtype (fp32, or fp64 for fp64). Every intermediate may be off by
-ROUNDINGS * u of its size. The rounding errors of a sum's partial sums add up like a random walk: allowed is that of
-chains of 2 * WALK^2 terms (and of one chain where there are fewer), ROUNDINGS * u * WALK * sqrt(sum of squared terms),
-whatever the length of the sum: one long fp32 accumulator does not pass. One number per channel, the mean, is stored
-rounded; at a large offset its rounding dominates everything else, and no algorithm that stores it can do without.
-Denormals are a rounding too: flushing them is not allowed.
+u is half the spacing at 1 of the arithmetic's dtype (fp32, or fp64 for fp64). Every intermediate may be off
+by ROUNDINGS * u of its size. The rounding errors of a sum's partial sums add up like a random walk: allowed is
+that of chains of 2 * WALK^2 terms (and of one chain where there are fewer),
+    ROUNDINGS * u * WALK * sqrt(sum of the squared terms),
+whatever the length of the sum: one long fp32 accumulator does not pass. One number per channel, the mean, is
+stored rounded; at a large offset its rounding dominates everything else, and no algorithm that stores it can
+do without. Denormals are a rounding too: flushing them is not allowed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def walk_length(n: int) -> float:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per channel, shaped to broadcast over x: what the forward used, exactly, and n values of each channel."""
+    """Per channel, shaped to broadcast over x: what the forward used, exactly; n values in each."""
 
     mean: Tensor
     var: Tensor  # as normalised with (biased or not)
@@ -45,7 +46,7 @@ class Statistics:
 
     @property
     def mean_error(self) -> Tensor:
-        """Its own rounding; and off by u standard deviations, it moves x_hat no more than the rounding of x_hat does.
+        """Its own rounding; and off by u standard deviations, it moves x_hat no more than its rounding does.
 
         fp64 has no wider type to add in: there the sum of uncentred values may walk.
         """
@@ -54,7 +55,7 @@ class Statistics:
 
     @property
     def var_error(self) -> Tensor:
-        """The deviations' rounding counts twice in their squares; a mean that is off by e adds e^2 to their average."""
+        """Rounded deviations count twice in their squares; a mean that is off by e adds e^2."""
         walk = walk_length(self.n) * self.squares / max(self.n, 1)
         return self.unit * (2 * self.var + walk) + self.mean_error**2
 
@@ -67,10 +68,12 @@ class Statistics:
 def sum_floor(terms: Tensor, unit: float) -> Tensor:
     """Of the sum of terms [N, C, *] over all but the channels.
 
-    The partial sums are as large as a random walk of single terms, or of samples where those of one sample agree.
+    The partial sums are as large as a random walk of terms, or of samples where those of one sample agree.
     """
     samples = terms.flatten(2).sum(2, keepdim=True) if terms.dim() > 2 else terms[..., None]  # [N, C, 1]
-    walk = torch.maximum(samples.square().sum((0, 2)), terms.square().transpose(0, 1).flatten(1).sum(1)).sqrt()
+    walk = torch.maximum(
+        samples.square().sum((0, 2)), terms.square().transpose(0, 1).flatten(1).sum(1)
+    ).sqrt()
     n = terms.numel() // max(terms.shape[1], 1)
     floor = unit * (samples.sum((0, 2)).abs() + walk_length(n) * walk)  # [C]
     return floor.reshape(1, -1, *([1] * (terms.dim() - 2)))

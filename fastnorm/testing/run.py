@@ -5,31 +5,17 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastnorm.activation import Activation
 from fastnorm.functional import batch_norm, general_relu
 from fastnorm.testing.cases import ACTS, Case, NormCase, ReluCase
 from fastnorm.testing.compare import check
-from fastnorm.testing.layouts import bits_outside, storage_bits, to_device
+from fastnorm.testing.layouts import bits_outside, norm_format, storage_bits
 from fastnorm.testing.oracle import Expectations, norm_problem, relu_problem
 from fastnorm.testing.problems import Problem
 
 BUFFERS = ("running_mean", "running_var")
-
-
-def expected_format(x: Tensor) -> torch.memory_format:
-    """The memory format that torch gives a norm of x: asked of torch's own, on tensors of these strides."""
-    if x.dim() not in (4, 5) or not x.numel():
-        return torch.contiguous_format
-    channel = torch.ones(x.shape[1], dtype=x.dtype)
-    y = F.batch_norm(to_device(x.detach(), "cpu"), channel, channel)
-    return torch.contiguous_format if y.is_contiguous() else _last(x)
-
-
-def _last(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
 
 
 @lru_cache(maxsize=64)
@@ -69,7 +55,7 @@ def run(case: Case, p: Problem, backend: str) -> dict[str, Tensor]:
 
 
 def conform(case: Case, backend: str, device: str = "cpu") -> dict[str, Tensor]:
-    """Forward and backward of a case: results by the rule, layouts, and not a byte written that is not a result's."""
+    """Forward and backward of a case: the rule, layouts, and not a byte written that is not a result's."""
     kept, wanted = solved(case)
     p = kept.copy(device)
     written = BUFFERS if isinstance(case, NormCase) and case.training else ()
@@ -77,7 +63,9 @@ def conform(case: Case, backend: str, device: str = "cpu") -> dict[str, Tensor]:
     results = run(case, p, backend)
     for name, t in p.tensors().items():
         after = (bits_outside if name in written else storage_bits)(t)
-        assert torch.equal(before[name], after), f"{case.name}: memory of {name}, or around it, was written to"
+        assert torch.equal(before[name], after), (
+            f"{case.name}: memory of {name}, or around it, was written to"
+        )
     assert results.keys() == wanted.keys(), f"{case.name}: results {list(results)}, not {list(wanted)}"
     for name, want in wanted.items():
         check(results[name], want, f"{case.name} on {backend}: {name}")
@@ -88,6 +76,10 @@ def conform(case: Case, backend: str, device: str = "cpu") -> dict[str, Tensor]:
 
 def assert_layout(result: Tensor, x: Tensor, label: str) -> None:
     """Dense, and channels_last where torch calls x that, else contiguous."""
-    form = expected_format(x)
-    assert result.is_contiguous(memory_format=form), f"{label}: strides {result.stride()} for x of {x.stride()}, not {form}"
-    assert result.untyped_storage().nbytes() == result.numel() * result.element_size() or not result.numel(), label
+    form = norm_format(x)
+    assert result.is_contiguous(memory_format=form), (
+        f"{label}: strides {result.stride()} for x of {x.stride()}, not {form}"
+    )
+    assert (
+        result.untyped_storage().nbytes() == result.numel() * result.element_size() or not result.numel()
+    ), label

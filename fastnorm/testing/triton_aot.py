@@ -120,20 +120,9 @@ def launch(case: Case) -> None:
     channel = torch.empty(case.shape[1], device="meta")
     numbers: Activation = ACTIVATION if case.act else (None, None, None, None)
     _, mean, rstd = call["batch_norm_fwd"](
-        x,
-        channel,
-        channel,
-        residual,
-        channel,
-        channel,
-        None,
-        case.training,
-        0.1,
-        1e-5,
-        False,
-        case.act,
-        *numbers,
-    )
+        x, channel, channel, residual, channel, channel, None,
+        case.training, 0.1, 1e-5, False, False, case.act, *numbers,
+    )  # fmt: skip
     call["batch_norm_bwd"](
         x, x, channel, channel, residual, mean, rstd, case.training, False, True, case.act, *numbers
     )

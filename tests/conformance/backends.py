@@ -26,7 +26,10 @@ class Backend:
         return conform(case, self.namespace, self.device)
 
     def takes(self, case: Case) -> bool:
-        return not self.slow or tiny(case)
+        if not self.slow:
+            return True
+        # Triton 3.6's interpreter loses the low bits of a bf16 denormal that it converts to fp32.
+        return tiny(case) and (case.data, case.dtype) != ("denormal", "bf16")
 
     def __str__(self) -> str:
         return self.name
@@ -42,7 +45,9 @@ ALL = {
         Backend("cuda", "native", "cuda"),
     )
 }
-HAS_TRITON = platform.system() == "Linux" and platform.machine() == "x86_64"  # where the test command installs it
+HAS_TRITON = (
+    platform.system() == "Linux" and platform.machine() == "x86_64"
+)  # where the test command installs it
 DEFAULT = ("eager", "cpu", "triton-interp") if HAS_TRITON else ("eager", "cpu")
 _requested = os.environ.get("FASTNORM_TEST_BACKENDS", "")
 REQUIRED = [ALL[name] for name in (_requested.split(",") if _requested else DEFAULT)]
@@ -58,7 +63,8 @@ def each_backend(function: object = None, *, fast: bool = False) -> pytest.MarkD
 def over(cases: Sequence[Case], *, interpret_every: int = 1) -> pytest.MarkDecorator:
     """Parametrize over cases and, for each, the required backends that can take it.
 
-    interpret_every thins out the cases of the interpreted backend. Backends vary fastest: a case is solved once.
+    interpret_every thins out the cases of the interpreted backend. Backends vary fastest: each case is solved
+    once.
     """
     pairs = [
         (case, backend)

@@ -1,4 +1,4 @@
-"""Run as a script: every tensor of every case against a page that must not be touched; a read or write astray ends it.
+"""Run as a script: every tensor against a page that must not be touched; a read or write astray ends it.
 
     python guarded.py BACKEND FIRST LAST
 
@@ -24,7 +24,16 @@ from fastnorm.testing.problems import Problem, build
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-SHAPES = ((5, 7, 3, 11), (2, 17, 8, 8), (3, 3, 13, 1), (7, 33, 1, 1), (2, 1, 5, 7), (11, 13), (3, 5, 29), (2, 3, 5, 7, 3))
+SHAPES = (
+    (5, 7, 3, 11),
+    (2, 17, 8, 8),
+    (3, 3, 13, 1),
+    (7, 33, 1, 1),
+    (2, 1, 5, 7),
+    (11, 13),
+    (3, 5, 29),
+    (2, 3, 5, 7, 3),
+)
 
 
 def between_guards(t: Tensor, at_end: bool) -> Tensor:

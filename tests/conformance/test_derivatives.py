@@ -32,16 +32,24 @@ OPTIONS = {
 options = pytest.mark.parametrize("option", OPTIONS)
 
 
-def function(option: str, backend: Backend, shape: tuple[int, ...] = (3, 2, 3)) -> tuple[Callable, tuple[Tensor, ...]]:
+def function(
+    option: str, backend: Backend, shape: tuple[int, ...] = (3, 2, 3)
+) -> tuple[Callable, tuple[Tensor, ...]]:
     """A function of the tensors that the option has, and those tensors, in float64."""
     given = dict(OPTIONS[option])
     residual = given.pop("residual", False)
     present = [True, given.pop("weight", True), given.pop("bias", True), residual]
     training = given.pop("training", True)
     channels = shape[1]
-    drawn = (random(*shape, dtype=torch.float64), *(random(channels, seed=s, dtype=torch.float64) for s in (1, 2)))
+    drawn = (
+        random(*shape, dtype=torch.float64),
+        *(random(channels, seed=s, dtype=torch.float64) for s in (1, 2)),
+    )
     drawn = (*drawn, random(*shape, seed=3, dtype=torch.float64))
-    buffers = (random(channels, seed=4, dtype=torch.float64), random(channels, seed=5, dtype=torch.float64).abs() + 0.5)
+    buffers = (
+        random(channels, seed=4, dtype=torch.float64),
+        random(channels, seed=5, dtype=torch.float64).abs() + 0.5,
+    )
 
     def call(*tensors: Tensor) -> Tensor:
         rest = iter(tensors)
@@ -127,7 +135,7 @@ def test_transforms(option: str, backend: Backend) -> None:
     for got in (torch.func.grad(loss, every)(*inputs), torch.func.vjp(call, *inputs)[1](dy)):
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b)
-    y, tangent = torch.func.jvp(loss, inputs, inputs)
+    _, tangent = torch.func.jvp(loss, inputs, inputs)
     torch.testing.assert_close(tangent, sum((g * t).sum() for g, t in zip(want, inputs, strict=True)))
     stacked = tuple(torch.stack([t, t + 0.25]) for t in inputs)
     torch.testing.assert_close(
@@ -135,4 +143,6 @@ def test_transforms(option: str, backend: Backend) -> None:
     )
     torch.testing.assert_close(torch.func.jacfwd(loss)(*inputs), torch.func.jacrev(loss)(*inputs))
     hessian = torch.func.hessian(loss)(*inputs)
-    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(lambda x: loss(x, *inputs[1:]), inputs[0]))
+    torch.testing.assert_close(
+        hessian, torch.autograd.functional.hessian(lambda x: loss(x, *inputs[1:]), inputs[0])
+    )

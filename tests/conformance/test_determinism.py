@@ -10,7 +10,7 @@ from fastnorm.testing.cases import Case
 
 from .backends import FAST, REQUIRED, Backend
 
-# Below and above the size from which work is shared among threads, in both layouts, with few and with many channels.
+# Below and above the size from which work is shared among threads, with few and with many channels.
 SHAPES = (
     (5, 7, 3, 11),
     (31, 1, 37, 41),
@@ -65,7 +65,7 @@ def test_repeat(case: Case, backend: Backend) -> None:
 @pytest.mark.parametrize("backend", [b for b in REQUIRED if b.name == "cpu"], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_threads(case: Case, backend: Backend, threads: None) -> None:
-    """1, 2, 3 and 5 threads: the kernels cut their work by the tensor's size, not by the number of threads."""
+    """1, 2, 3 and 5 threads: the work is cut by the tensor's size, not by the number of threads."""
     torch.set_num_threads(1)
     first = outputs(case, backend)
     for count in (2, 3, 5):

@@ -75,7 +75,7 @@ def test_upstream_of_real_graphs(finish: str, backend: Backend) -> None:
 
 @each_backend()
 def test_upstream_stays_as_it_was(backend: Backend) -> None:
-    """Also where the residual's gradient is dy itself: changing one afterwards must not change the other's values."""
+    """Also where the residual's gradient is dy itself: changing one must not change the other."""
     for act in (None, "full"):
         kept, _ = solved(CASE.but(act=act))
         p = kept.copy(backend.device)
@@ -101,8 +101,8 @@ def saved_bytes(backend: Backend, **options: object) -> tuple[int, int]:
     residual = random(*x.shape, seed=3).requires_grad_() if options.pop("residual", False) else None
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         y = batch_norm(
-            x, torch.zeros(7, device=DEVICE), torch.ones(7, device=DEVICE), weight, bias, True, residual=residual,
-            backend=backend.namespace, **options,
+            x, torch.zeros(7, device=DEVICE), torch.ones(7, device=DEVICE), weight, bias, True,
+            residual=residual, backend=backend.namespace, **options,
         )  # fmt: skip
     assert y.grad_fn is not None
     return sum(storages.values()), x.untyped_storage().nbytes()
@@ -110,9 +110,14 @@ def saved_bytes(backend: Backend, **options: object) -> tuple[int, int]:
 
 @each_backend()
 def test_saved_bytes(backend: Backend) -> None:
-    """x and per-channel vectors (weight, bias, mean, rstd); with a residual and an activation the residual too."""
+    """x and per-channel vectors (weight, bias, mean, rstd); with a residual and an activation both."""
     vectors, act = 4 * 7 * 4, fastnorm.GeneralRelu(0.1, 0.4)
-    for options, tensors in (({}, 1), ({"act": act}, 1), ({"residual": True}, 1), ({"act": act, "residual": True}, 2)):
+    for options, tensors in (
+        ({}, 1),
+        ({"act": act}, 1),
+        ({"residual": True}, 1),
+        ({"act": act, "residual": True}, 2),
+    ):
         saved, size = saved_bytes(backend, **options)
         assert tensors * size <= saved <= tensors * size + vectors, options
 

@@ -1,4 +1,4 @@
-"""The kernels compiled for each instruction set that this CPU has: a short list, each set in a process of its own."""
+"""The kernels of each instruction set that this CPU has: a short list, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -23,10 +23,21 @@ def instruction_sets() -> list[str]:
 
 
 @pytest.mark.skipif("FASTNORM_CPU" in os.environ, reason="this is one of the processes that the test starts")
-@pytest.mark.skipif(all(b.name != "cpu" for b in REQUIRED), reason="the native CPU kernels are not under test")
+@pytest.mark.skipif(
+    all(b.name != "cpu" for b in REQUIRED), reason="the native CPU kernels are not under test"
+)
 @pytest.mark.parametrize("isa", instruction_sets())
 def test_every_instruction_set(isa: str) -> None:
     environment = {**os.environ, "FASTNORM_CPU": isa, "FASTNORM_TEST_BACKENDS": "cpu"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(str(HERE / name) for name in SHORT)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        *(str(HERE / name) for name in SHORT),
+    ]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]

@@ -1,4 +1,4 @@
-"""No kernel touches memory that is not its own: guard pages and heap checks around every size, in a process of its own."""
+"""No kernel touches memory that is not its own: guard pages and heap checks, in a process of its own."""
 
 from __future__ import annotations
 
@@ -43,13 +43,21 @@ def test_guard_pages(part: int, backend: Backend) -> None:
 
 
 def _malloc_debug() -> str | None:
-    folders = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib/aarch64-linux-gnu")
+    folders = (
+        "/lib/x86_64-linux-gnu",
+        "/usr/lib/x86_64-linux-gnu",
+        "/lib64",
+        "/usr/lib64",
+        "/lib/aarch64-linux-gnu",
+    )
     found = (Path(folder) / "libc_malloc_debug.so.0" for folder in folders)
     return next((str(path) for path in found if path.exists()), None)
 
 
 @on_cpu
-@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer watches the heap itself")
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer watches the heap itself"
+)
 @pytest.mark.skipif(_malloc_debug() is None, reason="needs glibc's malloc checker (2.34 or later)")
 def test_heap_stays_whole(backend: Backend) -> None:
     """Outputs are torch's own allocations: glibc's checker aborts at a byte written behind one."""
@@ -61,6 +69,6 @@ def test_heap_stays_whole(backend: Backend) -> None:
 
 
 def test_denormals_are_kept() -> None:
-    """Loading the library must not switch the process to flush-to-zero, as objects built with -ffast-math do."""
+    """Loading the library must not switch the process to flush-to-zero, as -ffast-math objects do."""
     tiny = torch.full((17,), 1e-40)
     assert bool((tiny * 0.5 > 0).all())

@@ -1,4 +1,4 @@
-"""torch's own checks of every op in every namespace, and what the fused ops return that the functions hide."""
+"""torch's own checks of every op in every namespace, and the results that the functions hide."""
 
 from __future__ import annotations
 
@@ -38,13 +38,48 @@ def forward_arguments(x: Tensor, variant: str) -> tuple[Any, ...]:
     weight, bias = vectors()
     buffers = torch.zeros(5, device=DEVICE), torch.ones(5, device=DEVICE)
     if variant == "training":
-        return (x, weight, bias, None, *buffers, None, True, 0.1, 1e-5, False, False, None, None, None, None)
+        return (
+            x,
+            weight,
+            bias,
+            None,
+            *buffers,
+            None,
+            True,
+            0.1,
+            1e-5,
+            False,
+            False,
+            False,
+            None,
+            None,
+            None,
+            None,
+        )
     if variant == "fused":
         factor = torch.tensor(0.25, device=DEVICE)
-        return (x, weight, None, torch.ones_like(x), *buffers, factor, True, 0.0, 1e-5, True, *ACT)
+        return (x, weight, None, torch.ones_like(x), *buffers, factor, True, 0.0, 1e-5, True, True, *ACT)
     if variant == "bare":
-        return (x, None, None, None, None, None, None, True, 0.1, 1e-5, False, False, None, None, None, None)
-    return (x, None, bias, None, *buffers, None, False, 0.1, 1e-5, False, *ACT)
+        return (
+            x,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            True,
+            0.1,
+            1e-5,
+            False,
+            False,
+            False,
+            None,
+            None,
+            None,
+            None,
+        )
+    return (x, None, bias, None, *buffers, None, False, 0.1, 1e-5, False, False, *ACT)
 
 
 def backward_arguments(x: Tensor, variant: str) -> tuple[Any, ...]:
@@ -104,7 +139,22 @@ def test_statistics_for_the_backward(data: str, unbiased: bool, backend: Backend
     case = NormCase((5, 7, 3, 11), data=data, unbiased=unbiased)
     kept, _ = solved(case)
     p, exact = kept.copy(backend.device), statistics(case, kept)
-    arguments = (p.x, None, None, None, None, None, None, True, 0.1, case.eps, unbiased, False, *[None] * 4)
+    arguments = (
+        p.x,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        True,
+        0.1,
+        case.eps,
+        unbiased,
+        False,
+        False,
+        *[None] * 4,
+    )
     _, mean, rstd = OPS[backend.namespace].batch_norm_fwd(*arguments)
     floors = (exact.mean_error, exact.rstd * exact.rstd_error)
     for got, want, floor in zip((mean, rstd), (exact.mean, exact.rstd), floors, strict=True):

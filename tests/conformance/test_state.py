@@ -1,4 +1,4 @@
-"""Running statistics, counters, the lessons' layer, and the batches that are refused or empty, through the modules."""
+"""Running statistics, counters, the lessons' layer, refused and empty batches, through the modules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def agree(ours: torch.Tensor, exact: torch.Tensor, peer: torch.Tensor, label: st
 @pytest.mark.parametrize("momentum", (None, 0.0, 0.1, 1.0))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @each_backend()
-def test_running_statistics_over_batches(momentum: float | None, dtype: torch.dtype, backend: Backend) -> None:
+def test_running_statistics_over_batches(
+    momentum: float | None, dtype: torch.dtype, backend: Backend
+) -> None:
     """Three batches, then evaluation; None is the cumulative average."""
     exact, theirs = (nn.BatchNorm2d(7, momentum=momentum, dtype=d) for d in (torch.float64, torch.float32))
     ours = fastnorm.BatchNorm2d(7, momentum=momentum, device=DEVICE)
@@ -36,7 +38,12 @@ def test_running_statistics_over_batches(momentum: float | None, dtype: torch.dt
             exact(x.cpu().double())
             theirs(x.cpu().float())
             for name in ("running_mean", "running_var"):
-                agree(getattr(ours, name).cpu(), getattr(exact, name), getattr(theirs, name), f"{name}, step {step}")
+                agree(
+                    getattr(ours, name).cpu(),
+                    getattr(exact, name),
+                    getattr(theirs, name),
+                    f"{name}, step {step}",
+                )
         assert int(ours.num_batches_tracked) == 3
         before = {name: t.clone() for name, t in ours.state_dict().items()}
         ours.eval()(x)
@@ -55,7 +62,7 @@ def test_without_buffers_the_batch_is_used_in_evaluation_too(backend: Backend) -
 @pytest.mark.parametrize("training", (True, False), ids=("train", "eval"))
 @each_backend()
 def test_lesson_batch_norm(training: bool, backend: Backend) -> None:
-    """Unbiased variance normalises and is stored, nothing flows through the statistics, buffers are lerped by mom."""
+    """Unbiased variance, nothing flows through the statistics, buffers are lerped by mom."""
     x, dy = random(5, 7, 3, 11, seed=1) * 3 + 2, random(5, 7, 3, 11, seed=2)
     ours = fastnorm.LessonBatchNorm(7, mom=0.25, eps=1e-3).to(DEVICE).train(training)
     with torch.no_grad():
@@ -125,11 +132,19 @@ def test_general_relu_of_nothing(backend: Backend) -> None:
 def test_relu_modules_as_act(backend: Backend) -> None:
     """torch.nn's activations fuse as what they are."""
     x = random(5, 7, 3, 11)
-    pairs = ((nn.ReLU(), (None,) * 4), (nn.LeakyReLU(0.2), (0.2, None, None, None)), (nn.ReLU6(), (None, None, 6.0, None)))
+    pairs = (
+        (nn.ReLU(), (None,) * 4),
+        (nn.LeakyReLU(0.2), (0.2, None, None, None)),
+        (nn.ReLU6(), (None, None, 6.0, None)),
+    )
     with fastnorm.use_backend(backend.namespace):
         plain = fastnorm.BatchNorm2d(7, device=DEVICE)(x)
         for module, numbers in pairs:
             fused = fastnorm.BatchNorm2d(7, act=module, device=DEVICE)(x)
             want = composed_relu(plain.double(), *numbers).cpu()
             floor = ulp(want, torch.float32)
-            check(fused.detach(), Expectation(want.detach(), want.detach(), floor.detach(), fused.dtype), str(module))
+            check(
+                fused.detach(),
+                Expectation(want.detach(), want.detach(), floor.detach(), fused.dtype),
+                str(module),
+            )

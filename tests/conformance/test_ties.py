@@ -1,4 +1,4 @@
-"""At the activation's corners, with numbers that are exact in every dtype: the same bits as composed PyTorch."""
+"""At the activation's corners, with numbers exact in every dtype: the same bits as composed PyTorch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,25 @@ EXACT_ACTS = {
     "zero_leak": Act(0.0),
     "zero_max": Act(0.125, None, 0.0),
 }
-CORNERS = (0.0, -0.0, 1.5, -1.0, 1.0, -12.0, 2.0, -2.0, 0.5, -0.5, math.nan, math.inf, -math.inf, 1.25, 1.75, 3.0, -24.0)
+CORNERS = (
+    0.0,
+    -0.0,
+    1.5,
+    -1.0,
+    1.0,
+    -12.0,
+    2.0,
+    -2.0,
+    0.5,
+    -0.5,
+    math.nan,
+    math.inf,
+    -math.inf,
+    1.25,
+    1.75,
+    3.0,
+    -24.0,
+)
 acts = pytest.mark.parametrize("act", EXACT_ACTS.values(), ids=EXACT_ACTS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
@@ -69,7 +87,7 @@ def test_general_relu(act: Act, dtype: torch.dtype, backend: Backend) -> None:
 @pytest.mark.parametrize("residual", (False, True), ids=("", "residual"))
 @each_backend()
 def test_batch_norm_in_evaluation(act: Act, dtype: torch.dtype, residual: bool, backend: Backend) -> None:
-    """With mean 0, variance 1 and eps 0 the norm is exactly the identity; the corners reach the activation."""
+    """With mean 0, variance 1 and eps 0 the norm is the identity; the corners reach the activation."""
     x, dy = (t.reshape(5, 17) for t in corners(dtype))
     zeros, ones = torch.zeros(17, device=DEVICE), torch.ones(17, device=DEVICE)
     r = torch.zeros_like(x) if residual else None
@@ -88,14 +106,22 @@ def test_batch_norm_in_evaluation(act: Act, dtype: torch.dtype, residual: bool, 
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=("nchw", "nhwc"))
 @each_backend()
 def test_batch_norm_in_training(act: Act, layout: torch.memory_format, backend: Backend) -> None:
-    """Zero channels: x_hat is exactly 0 and z is the bias, which walks over the corners; dz comes out as dresidual."""
+    """Zero channels: x_hat is 0 and z is the bias, which walks over the corners; dresidual is dz."""
     bias = torch.tensor([c for c in CORNERS if math.isfinite(c)], device=DEVICE, requires_grad=True)
     shape = (3, len(bias), 2, 3)
     x = torch.zeros(shape, device=DEVICE).contiguous(memory_format=layout)
     residual = torch.zeros(shape, device=DEVICE).contiguous(memory_format=layout).requires_grad_()
     dy = corners(torch.float32, 100)[1][: x.numel()].reshape(shape).contiguous(memory_format=layout)
     ours = batch_norm(
-        x, None, None, None, bias, True, act=Activation(True, *act.numbers), residual=residual, backend=backend.namespace
+        x,
+        None,
+        None,
+        None,
+        bias,
+        True,
+        act=Activation(True, *act.numbers),
+        residual=residual,
+        backend=backend.namespace,
     )
     theirs = composed_relu(bias[:, None, None] + residual, *act.numbers)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

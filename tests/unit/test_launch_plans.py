@@ -93,7 +93,7 @@ def test_every_sm_gets_two_programs_where_there_are_that_many_tiles() -> None:
             continue
         one_wave = which.programs_per_sm * n_sms
         reducing = plan.c_blocks * plan.splits
-        assert plan.c_blocks * plan.tiles >= 2 * n_sms or plan.num_warps == 1, (view, plan)
+        assert plan.c_blocks * plan.tiles >= 2 * n_sms or plan.block_c * plan.block_s <= 512, (view, plan)
         assert reducing <= max(one_wave, plan.c_blocks), (view, plan)
         assert reducing >= min(2 * n_sms, plan.c_blocks * plan.tiles) or reducing > one_wave // 2, (
             view,
@@ -102,11 +102,12 @@ def test_every_sm_gets_two_programs_where_there_are_that_many_tiles() -> None:
         assert 1 <= plan.splits <= plan.tiles, (view, plan)
 
 
-def test_partial_results_are_a_small_part_of_the_tensor() -> None:
+def test_partial_results_of_a_large_tensor_are_a_small_part_of_it() -> None:
     """The scratch of the statistics, 4 numbers per channel and split, against the values they stand for."""
     for view, plan, _, _ in plans(SHAPES, (132,), PASSES[:1]):
-        if not plan.held and view.n * view.s > 1024:
-            assert 4 * plan.splits * view.c <= view.n * view.c * view.s / 7, (view, plan)
+        values = view.n * view.c * view.s
+        if not plan.held and values > 2**24:
+            assert 4 * plan.splits * view.c <= values / 32, (view, plan)
         assert plan.finish_block_splits >= plan.splits
 
 
