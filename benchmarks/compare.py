@@ -31,17 +31,13 @@ UNRECORDED = ROOT / "build" / "benchmarks"
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     p.add_argument("--op", type=words, default=[], help="columns or ops: batch_norm,general_relu,...")
-    p.add_argument(
-        "--case", type=words, default=[], metavar="SUBSTR", help="cases whose name contains one of these"
-    )
+    p.add_argument("--case", type=words, default=[], metavar="SUBSTR", help="cases whose name contains one of these")
     p.add_argument("--dtype", type=words, default=list(DTYPES), help="fp32,bf16")
     p.add_argument("--layout", type=words, default=list(LAYOUTS), help="contiguous,channels_last")
     p.add_argument("--threads", type=words, default=["1"], help="thread counts, e.g. 1,2")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     p.add_argument("--quick", action="store_true", help="about a second a case: to see that it works")
-    p.add_argument(
-        "--minutes", type=float, help="begin no case after this time; what was measured is written"
-    )
+    p.add_argument("--minutes", type=float, help="begin no case after this time; what was measured is written")
     p.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     p.add_argument("--out", type=Path, help="results file; the default is build/benchmarks/<device>.json")
     p.add_argument("--list", action="store_true", help="print the names of the chosen cases and stop")
@@ -54,9 +50,7 @@ def words(text: str) -> list[str]:
 
 
 def chosen(args: argparse.Namespace) -> list[Case]:
-    return select(
-        all_cases(args.device), columns=args.op, substrings=args.case, dtypes=args.dtype, layouts=args.layout
-    )
+    return select(all_cases(args.device), columns=args.op, substrings=args.case, dtypes=args.dtype, layouts=args.layout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,15 +28,12 @@ def make_floors(case: Case, *, sets: int = 1) -> dict[str, Run]:
     words = max(1, case.tensor_bytes // 4)
     # [reads..., write] of each pass of each set, every one a buffer of its own: random numbers, never zeros.
     buffers = [
-        [[torch.rand(words, device=case.device) for _ in range(r + w)] for r, w in case.traffic]
-        for _ in range(sets)
+        [[torch.rand(words, device=case.device) for _ in range(r + w)] for r, w in case.traffic] for _ in range(sets)
     ]
     floors: dict[str, Run] = {}
     for name, (copy, triad) in kernels(case.device).items():
         runs = [
-            functools.partial(
-                run_all, [functools.partial(copy if len(p) == 2 else triad, *p) for p in passes]
-            )
+            functools.partial(run_all, [functools.partial(copy if len(p) == 2 else triad, *p) for p in passes])
             for passes in buffers
         ]
         floors[f"floor:{name}"] = rotate(runs)

@@ -107,8 +107,7 @@ def passed_tests(report: Path) -> int:
     """How many tests of a JUnit file ran and did not fail."""
     suites = xml.etree.ElementTree.parse(report).getroot().iter("testsuite")
     return sum(
-        int(s.get("tests", 0)) - sum(int(s.get(bad, 0)) for bad in ("failures", "errors", "skipped"))
-        for s in suites
+        int(s.get("tests", 0)) - sum(int(s.get(bad, 0)) for bad in ("failures", "errors", "skipped")) for s in suites
     )
 
 
@@ -129,9 +128,7 @@ def demo(session: Session) -> Outcome:
         return Outcome("demo", PASS, "dry run: printed")
     absent = [name for name in ("sklearn", "matplotlib") if importlib.util.find_spec(name) is None]
     if absent:
-        return Outcome(
-            "demo", NOT_RUN, f"{' and '.join(absent)} missing here, and with it the digits or the plot"
-        )
+        return Outcome("demo", NOT_RUN, f"{' and '.join(absent)} missing here, and with it the digits or the plot")
     status, said = session.run("demo", command)
     return Outcome("demo", PASS if status == 0 else FAIL, said)
 
@@ -149,9 +146,7 @@ def compare(session: Session) -> Outcome:
             return Outcome("compare", FAIL, str(error))
         (session.out / "plans.txt").write_text("\n".join(plans) + "\n")
         print("\n".join(plans))
-        return Outcome(
-            "compare", PASS if status == 0 else FAIL, f"dry run: {len(plans)} sets of tensors planned"
-        )
+        return Outcome("compare", PASS if status == 0 else FAIL, f"dry run: {len(plans)} sets of tensors planned")
     minutes = max(0.5, (session.deadline - time.monotonic()) / 60 - 0.5)
     command += ["--minutes", f"{minutes:.1f}", "--out", str(session.out / "compare.json")]
     status, said = session.run("compare", command + (["--quick"] if session.quick else []))

@@ -65,9 +65,7 @@ def draw(axis: Any, verdicts: Sequence[Verdict]) -> None:
     ticks = [tick for tick in TICKS if low <= tick <= high]
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
-    axis.set_yticks(
-        range(len(verdicts)), [v.target.name.removesuffix(" (no target)") for v in verdicts], fontsize=8
-    )
+    axis.set_yticks(range(len(verdicts)), [v.target.name.removesuffix(" (no target)") for v in verdicts], fontsize=8)
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.3)
     axis.legend(loc="best", fontsize=8)

@@ -88,11 +88,7 @@ def inplace_note(rows: Sequence[Row]) -> list[str]:
         ratio = over(median(candidates.get("eager_inplace")), median(candidates.get("fastnorm")))
         if ratio is not None:
             faster.append(ratio)
-    return (
-        [f"against eager with GeneralRelu in place: {spread(faster)} in {len(faster)} cases", ""]
-        if faster
-        else []
-    )
+    return [f"against eager with GeneralRelu in place: {spread(faster)} in {len(faster)} cases", ""] if faster else []
 
 
 def case_table(results: Results) -> list[str]:
@@ -109,18 +105,14 @@ def case_table(results: Results) -> list[str]:
         q = one.row["quantiles_us"]
         numbers = (one.eager, one.compile, one.floor)
         eager, compiled, floor = ("-" if x is None else f"{x:.2f}" for x in numbers)
-        cells.append(
-            (name, threads, f"{q['p50']:.1f}", f"{q['p25']:.1f} .. {q['p75']:.1f}", eager, compiled, floor)
-        )
+        cells.append((name, threads, f"{q['p50']:.1f}", f"{q['p25']:.1f} .. {q['p75']:.1f}", eager, compiled, floor))
     return markdown(cells)
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> list[str]:
     """A markdown table that is aligned as plain text too; the first row is the head."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
     return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
 
 
@@ -128,10 +120,7 @@ def heading(results: Results) -> list[str]:
     """Where and of what the file was measured."""
     machine, versions, commit = results["machine"], results["versions"], results["commit"]
     dirty = " with changes" if commit["dirty"] else ""
-    where = (
-        machine["gpu"]
-        or f"{machine['cpu']}, {machine['cores']} cores, L3 {machine['caches'].get('L3 Unified')}"
-    )
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores, L3 {machine['caches'].get('L3 Unified')}"
     backend = results["backends"][results["rows"][0]["device"]]
     return [
         f"{where}; torch {versions['torch']}, triton {versions['triton']}, Python {versions['python']}, "

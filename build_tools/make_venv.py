@@ -14,9 +14,7 @@ def main(folder: str) -> None:
     if there == [str(number) for number in sys.version_info[:2]]:
         return
     if subprocess.run([sys.executable, "-m", "venv", "--clear", folder]).returncode != 0:
-        sys.exit(
-            f"{sys.executable} cannot make a virtual environment: install python3-venv or set PYTHON=..."
-        )
+        sys.exit(f"{sys.executable} cannot make a virtual environment: install python3-venv or set PYTHON=...")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,7 @@ def parser() -> argparse.ArgumentParser:
         "demo",
         help="train one small convnet twice, with torch.nn and with fastnorm, and compare",
     )
-    demo.add_argument(
-        "--data", choices=list(RECIPES), default="digits", help="images to train on (default: digits)"
-    )
+    demo.add_argument("--data", choices=list(RECIPES), default="digits", help="images to train on (default: digits)")
     demo.add_argument(
         "--root",
         type=Path,
@@ -32,9 +30,7 @@ def parser() -> argparse.ArgumentParser:
         help="folder of the four Fashion-MNIST files, filled by download if it can be (default: %(default)s)",
     )
     demo.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to train")
-    demo.add_argument(
-        "--backend", choices=["auto", *BACKENDS], help="fastnorm's backend (default: its own choice)"
-    )
+    demo.add_argument("--backend", choices=["auto", *BACKENDS], help="fastnorm's backend (default: its own choice)")
     demo.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the digits' split")
     recipe = "; ".join(
         f"{name}: {'+'.join(map(str, r.epochs))} epochs, lr {'+'.join(map(str, r.lrs))}, batch {r.batch_size}"
@@ -44,9 +40,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--lr", help="learning rate of each phase, such as 1+0.2; the last one is repeated")
     demo.add_argument("--batch-size", type=int, help="images per batch")
     demo.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    demo.add_argument(
-        "--out", type=Path, default=Path("demo_output"), help="folder for the picture and the numbers"
-    )
+    demo.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the picture and the numbers")
     return top
 
 

@@ -24,9 +24,7 @@ class Activation(NamedTuple):
 IDENTITY = Activation(active=False)
 
 
-def checked_activation(
-    leak: float | None, sub: float | None, maxv: float | None, max_leak: float | None
-) -> Activation:
+def checked_activation(leak: float | None, sub: float | None, maxv: float | None, max_leak: float | None) -> Activation:
     """The activation with these numbers. ValueError for one that is no number, and for a max_leak without maxv."""
     numbers: list[float | None] = []
     for name, value in (("leak", leak), ("sub", sub), ("maxv", maxv), ("max_leak", max_leak)):

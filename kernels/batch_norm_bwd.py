@@ -70,9 +70,7 @@ def batch_norm_bwd_held_kernel(
     bias = load_channels(bias_ptr, c, C, 0.0, ACC)
 
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC)
-    dz = load_dz(
-        dy_ptr, residual_ptr, x, mean, scale, bias, offsets, mask, leak, sub, maxv, max_leak, ACT, ACC
-    )
+    dz = load_dz(dy_ptr, residual_ptr, x, mean, scale, bias, offsets, mask, leak, sub, maxv, max_leak, ACT, ACC)
     if dresidual_ptr is not None:
         tl.store(dresidual_ptr + offsets, rounded_for(dz, dresidual_ptr), mask=mask)
     dbias = tl.sum(dz, axis=1)
@@ -121,9 +119,7 @@ def batch_norm_bwd_reduce_kernel(
         offsets = start + steps
         mask = inside(c < C, left, BLOCK_S)
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC)
-        dz = load_dz(
-            dy_ptr, residual_ptr, x, mean, scale, bias, offsets, mask, leak, sub, maxv, max_leak, ACT, ACC
-        )
+        dz = load_dz(dy_ptr, residual_ptr, x, mean, scale, bias, offsets, mask, leak, sub, maxv, max_leak, ACT, ACC)
         if dresidual_ptr is not None:
             tl.store(dresidual_ptr + offsets, rounded_for(dz, dresidual_ptr), mask=mask)
         if dx_ptr is not None:
@@ -183,9 +179,7 @@ def batch_norm_dx_kernel(
     mean_dz_x_hat = load_channels(averages_ptr + C, c, C, 0.0, ACC)
 
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC)
-    dz = load_dz(
-        dy_ptr, residual_ptr, x, mean, scale, bias, offsets, mask, leak, sub, maxv, max_leak, ACT, ACC
-    )
+    dz = load_dz(dy_ptr, residual_ptr, x, mean, scale, bias, offsets, mask, leak, sub, maxv, max_leak, ACT, ACC)
     dx = input_grad(dz, x, mean, rstd, scale, mean_dz, mean_dz_x_hat)
     tl.store(dx_ptr + offsets, rounded_for(dx, dx_ptr), mask=mask)
 

@@ -28,9 +28,7 @@ def steps_in_tile(C, S, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_L
 
 
 @triton.jit
-def tile_start(
-    block, tile, s_blocks, C, S, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr
-):
+def tile_start(block, tile, s_blocks, C, S, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """Offset of the first element of a block's tile number `tile`, and how many positions are left in S."""
     tile = tl.full([], tile, tl.int32)  # the interpreter's loops count in Python ints
     c = block.to(tl.int64) * BLOCK_C

@@ -62,7 +62,7 @@ class BatchNormFunction(torch.autograd.Function):
         if torch.is_grad_enabled():
             fixed = None if training else (mean, rstd)
             dx, dweight, dbias, dresidual = differentiable_grads(
-                lambda *inputs: eager.batch_norm(*inputs, fixed, eps, unbiased, detach_stats, *act),
+                lambda x, w, b, r: eager.batch_norm(x, w, b, r, fixed, eps, unbiased, detach_stats, *act),
                 [x, weight, bias, residual],
                 [needs_x, needs_weight, needs_bias, through],
                 dy,
@@ -98,7 +98,7 @@ def batch_norm(
     act: tuple[bool, float | None, float | None, float | None, float | None],
 ) -> Tensor:
     tensors = (x, weight, bias, residual, running_mean, running_var, factor)
-    options = (training, momentum, eps, unbiased, detach_stats, *act)
+    options: tuple[Any, ...] = (training, momentum, eps, unbiased, detach_stats, *act)
     if transforms_active():
         return _through_reference(*tensors, *options)
     if wants_grad(x, weight, bias, residual):

@@ -73,6 +73,4 @@ def differentiable_grads(
         wanted = [t for t, need in zip(leaves, needed, strict=True) if t is not None and need]
         y = reference(*leaves)
         grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, allow_unused=True))
-    return tuple(
-        next(grads) if t is not None and need else None for t, need in zip(leaves, needed, strict=True)
-    )
+    return tuple(next(grads) if t is not None and need else None for t, need in zip(leaves, needed, strict=True))

@@ -45,9 +45,7 @@ def norm_act_seconds(nets: Mapping[str, nn.Sequential], x: Tensor) -> dict[str, 
     """
     inputs = _norm_inputs(next(iter(nets.values())), x)
     grads = [torch.randn_like(value) for value in inputs]
-    layers = {
-        name: [copy.deepcopy(block[1:]).train() for block in _blocks(net)] for name, net in nets.items()
-    }
+    layers = {name: [copy.deepcopy(block[1:]).train() for block in _blocks(net)] for name, net in nets.items()}
     times: dict[str, list[float]] = {name: [] for name in nets}
     end = time.perf_counter() + BUDGET_S
     while min(map(len, times.values())) < MIN_ROUNDS or time.perf_counter() < end:

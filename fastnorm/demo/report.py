@@ -67,10 +67,7 @@ def table_row(histories: Mapping[str, History]) -> str:
     """The latest epoch's line of the table."""
     theirs, ours = histories.values()
     a, b, p, q = theirs.epoch_loss[-1], ours.epoch_loss[-1], theirs.accuracy[-1], ours.accuracy[-1]
-    return (
-        f"{len(ours.epoch_loss):5d}   {a:8.5f}  {b:8.5f}  {b - a:+10.1e}"
-        f"      {p:8.4f}  {q:8.4f}  {q - p:+10.4f}"
-    )
+    return f"{len(ours.epoch_loss):5d}   {a:8.5f}  {b:8.5f}  {b - a:+10.1e}      {p:8.4f}  {q:8.4f}  {q - p:+10.4f}"
 
 
 def summary_lines(summary: Summary) -> list[str]:
@@ -112,9 +109,7 @@ def failures(summary: Summary, *, enforce_target: bool) -> list[str]:
         )
     theirs, ours = summary.accuracy.values()
     if abs(ours - theirs) > summary.noise:
-        found.append(
-            f"the accuracies {theirs:.4f} and {ours:.4f} differ by more than noise, {summary.noise:.4f}"
-        )
+        found.append(f"the accuracies {theirs:.4f} and {ours:.4f} differ by more than noise, {summary.noise:.4f}")
     if enforce_target and ours < summary.target:
         found.append(f"the final validation accuracy {ours:.4f} is below the target {summary.target:.2f}")
     return found

@@ -85,9 +85,7 @@ def _print_head(settings: Settings, data: Data, backend: str) -> None:
     counts = f"{len(data.train_x)} training and {len(data.valid_x)} validation"
     print(f"data     {settings.data}: {counts} images, {size}")
     print(f"         training images: mean {data.train_x.mean():.4f}, std {data.train_x.std():.4f}")
-    print(
-        f"recipe   {epochs} epochs at lr {lrs}, SGD (momentum {recipe.momentum:g}), batch {recipe.batch_size}"
-    )
+    print(f"recipe   {epochs} epochs at lr {lrs}, SGD (momentum {recipe.momentum:g}), batch {recipe.batch_size}")
     print(f"on       {_device_words(settings.device)}, seed {settings.seed}, torch {torch.__version__}")
     print("nets     torch.nn: BatchNorm2d, then GeneralRelu(0.1, 0.4) written with leaky_relu and sub")
     print(f"         fastnorm: BatchNorm2d(nf, act=GeneralRelu(0.1, 0.4)), backend {backend}\n", flush=True)

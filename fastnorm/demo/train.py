@@ -28,9 +28,7 @@ class History:
     accuracy: list[float] = dataclasses.field(default_factory=list)
 
 
-def train(
-    nets: Mapping[str, nn.Module], data: Data, recipe: Recipe, *, seed: int
-) -> Iterator[dict[str, History]]:
+def train(nets: Mapping[str, nn.Module], data: Data, recipe: Recipe, *, seed: int) -> Iterator[dict[str, History]]:
     """Train every net with SGD on the same batches; yields all histories so far after each epoch.
 
     The nets take turns batch by batch, and who goes first changes with every batch: what else the machine
@@ -43,9 +41,7 @@ def train(
         for name, net in nets.items()
     }
     steps = len(list(batches(len(data.train_x), recipe.batch_size, generator=torch.Generator())))
-    schedule = [
-        recipe.lrs[min(i, len(recipe.lrs) - 1)] for i, n in enumerate(recipe.epochs) for _ in range(n)
-    ]
+    schedule = [recipe.lrs[min(i, len(recipe.lrs) - 1)] for i, n in enumerate(recipe.epochs) for _ in range(n)]
     with Progress(steps * len(schedule), "starting") as progress:
         for epoch, lr in enumerate(schedule, 1):
             for name, net in nets.items():

@@ -81,7 +81,10 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(norm(input) + residual)."""
-        parameters, buffers = self._parameters, self._buffers  # a module's own attribute look-up costs as much as an op
+        parameters, buffers = (
+            self._parameters,
+            self._buffers,
+        )  # a module's own attribute look-up costs as much as an op
         return _module_batch_norm(
             input,
             residual,

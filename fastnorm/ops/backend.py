@@ -13,7 +13,7 @@ from fastnorm.ops import BACKENDS, native, triton
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # Fastest first. CPU: the compiled loops beat composed PyTorch on every benchmarked shape. CUDA: `native` has no CUDA
-# kernels yet; Triton against composed PyTorch is unmeasured (docs/gpu.md) and chosen for its single pass and launch count.
+# kernels yet; Triton against composed PyTorch is unmeasured (docs/gpu.md) and chosen for its launch count.
 PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("native", "eager"), "cuda": ("triton", "eager")}
 _ELSEWHERE = ("eager",)
 
@@ -33,7 +33,7 @@ def _checked(name: str, source: str) -> str | None:
 _Choice.backend = _checked(os.environ.get("FASTNORM_BACKEND", "auto"), "FASTNORM_BACKEND")
 
 
-class use_backend:  # noqa: N801 - reads as a function
+class use_backend:
     """Choose the backend of every later call; as a context manager, for the block only.
 
     name: "eager", "native", "triton" or "auto" (the default: the fastest that can serve the call).

@@ -12,7 +12,7 @@ from fastnorm.eager.layout import acc_dtype, memory_format_of
 
 
 def _output_like(x: Tensor, *others: object) -> Tensor:
-    """An output for x. RuntimeError where another tensor lies elsewhere: an op called with one meta tensor lands here."""
+    """An output for x. RuntimeError where another tensor lies elsewhere: one meta tensor among others leads here."""
     for other in others:
         if isinstance(other, Tensor) and other.device != x.device:
             raise RuntimeError(f"all tensors must be on x's device {x.device}, one is on {other.device}")

@@ -62,9 +62,7 @@ def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
 def check(actual: Tensor | None, want: Expectation, label: str) -> None:
     """AssertionError, naming the worst element, unless actual is what was expected."""
     assert actual is not None, f"{label}: missing"
-    assert actual.shape == want.exact.shape, (
-        f"{label}: shape {tuple(actual.shape)}, not {tuple(want.exact.shape)}"
-    )
+    assert actual.shape == want.exact.shape, f"{label}: shape {tuple(actual.shape)}, not {tuple(want.exact.shape)}"
     assert actual.dtype == want.dtype, f"{label}: dtype {actual.dtype}, not {want.dtype}"
     good = passes(actual, want)
     if bool(good.all()):

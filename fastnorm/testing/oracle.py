@@ -70,9 +70,7 @@ def peer_view(x: Tensor, p: Problem) -> Tensor:
     return x.transpose(0, 1).reshape(1, x.shape[1], -1)
 
 
-def composed_norm(
-    case: NormCase, x: Tensor, weight: Tensor | None, bias: Tensor | None, p: Problem
-) -> Tensor:
+def composed_norm(case: NormCase, x: Tensor, weight: Tensor | None, bias: Tensor | None, p: Problem) -> Tensor:
     """Batch norm by its definition, as the lessons write it.
 
     The batch's statistics are taken of x less a constant, which changes nothing but the rounding: in fp64 the
@@ -236,9 +234,7 @@ def _gradients(
     floors = BackwardFloors(p.x.to(torch.float64), grads["dz"], scale, grads["dx"], stats, divisor)
     wanted = {"dx": _expect(grads["dx"], peers["dx"], floors.input(), p.x.dtype, True)}
     if p.residual is not None:
-        wanted["dresidual"] = _expect(
-            grads["dresidual"], peers["dresidual"], floors.dresidual(), p.x.dtype, True
-        )
+        wanted["dresidual"] = _expect(grads["dresidual"], peers["dresidual"], floors.dresidual(), p.x.dtype, True)
     for name, t, floor in (("dweight", p.weight, floors.dweight), ("dbias", p.bias, floors.dbias)):
         if t is not None:
             wanted[name] = _expect(grads[name], peers[name], floor().flatten(), t.dtype, False)

@@ -83,9 +83,7 @@ def _two_values(draw: Draw, shape: tuple[int, ...], dtype: torch.dtype) -> Tenso
 
 def _drift(draw: Draw, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Blocks of very different means: what merging partial statistics must not lose."""
-    return draw.normal(*shape) + torch.linspace(-1e3, 2e3, math.prod(shape), dtype=torch.float64).reshape(
-        shape
-    )
+    return draw.normal(*shape) + torch.linspace(-1e3, 2e3, math.prod(shape), dtype=torch.float64).reshape(shape)
 
 
 def _outlier(index: int) -> Callable[[Draw, tuple[int, ...], torch.dtype], Tensor]:
@@ -107,9 +105,7 @@ def _planted(*values: float) -> Callable[[Draw, tuple[int, ...], torch.dtype], T
             x[torch.arange(len(values)) * 5 + 3] = torch.tensor(values, dtype=x.dtype)
             return x
         for i, value in enumerate(values):
-            x.select(1, 1 % shape[1]).select(0, i % shape[0]).view(-1)[(3 * i + 2) % math.prod(shape[2:])] = (
-                value
-            )
+            x.select(1, 1 % shape[1]).select(0, i % shape[0]).view(-1)[(3 * i + 2) % math.prod(shape[2:])] = value
         return x
 
     return build
@@ -189,8 +185,6 @@ def lay_out_upstream(values: Tensor, case: Case) -> Tensor:
         return place(values, [0] * values.dim())
     if case.dy == "per_sample":
         return place(values, [shape[1], 1, *([0] * (values.dim() - 2))])
-    if (
-        case.dy == "cat"
-    ):  # as the gradient of one operand of torch.cat along the channels: a view of the whole
+    if case.dy == "cat":  # as the gradient of one operand of torch.cat along the channels: a view of the whole
         return lay_out(values, "channel_slice")
     return lay_out(values, case.dy)

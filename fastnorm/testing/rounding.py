@@ -71,9 +71,7 @@ def sum_floor(terms: Tensor, unit: float) -> Tensor:
     The partial sums are as large as a random walk of terms, or of samples where those of one sample agree.
     """
     samples = terms.flatten(2).sum(2, keepdim=True) if terms.dim() > 2 else terms[..., None]  # [N, C, 1]
-    walk = torch.maximum(
-        samples.square().sum((0, 2)), terms.square().transpose(0, 1).flatten(1).sum(1)
-    ).sqrt()
+    walk = torch.maximum(samples.square().sum((0, 2)), terms.square().transpose(0, 1).flatten(1).sum(1)).sqrt()
     n = terms.numel() // max(terms.shape[1], 1)
     floor = unit * (samples.sum((0, 2)).abs() + walk_length(n) * walk)  # [C]
     return floor.reshape(1, -1, *([1] * (terms.dim() - 2)))

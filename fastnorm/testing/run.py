@@ -63,9 +63,7 @@ def conform(case: Case, backend: str, device: str = "cpu") -> dict[str, Tensor]:
     results = run(case, p, backend)
     for name, t in p.tensors().items():
         after = (bits_outside if name in written else storage_bits)(t)
-        assert torch.equal(before[name], after), (
-            f"{case.name}: memory of {name}, or around it, was written to"
-        )
+        assert torch.equal(before[name], after), f"{case.name}: memory of {name}, or around it, was written to"
     assert results.keys() == wanted.keys(), f"{case.name}: results {list(results)}, not {list(wanted)}"
     for name, want in wanted.items():
         check(results[name], want, f"{case.name} on {backend}: {name}")
@@ -80,6 +78,4 @@ def assert_layout(result: Tensor, x: Tensor, label: str) -> None:
     assert result.is_contiguous(memory_format=form), (
         f"{label}: strides {result.stride()} for x of {x.stride()}, not {form}"
     )
-    assert (
-        result.untyped_storage().nbytes() == result.numel() * result.element_size() or not result.numel()
-    ), label
+    assert result.untyped_storage().nbytes() == result.numel() * result.element_size() or not result.numel(), label

@@ -35,9 +35,7 @@ def dtype_cases() -> list[NormCase]:
             for other in DTYPES:
                 cases += [base.but(weight=other, bias=other), base.but(weight=other, bias=dtype, stats=other)]
                 cases += [base.but(training=False, stats=other)]
-            cases += [
-                base.but(shape=(5, 33, 13, 11), weight=dtype, bias=dtype, act=act) for act in (None, "leaky")
-            ]
+            cases += [base.but(shape=(5, 33, 13, 11), weight=dtype, bias=dtype, act=act) for act in (None, "leaky")]
     return list(dict.fromkeys(cases))
 
 
@@ -96,18 +94,10 @@ def data_cases() -> list[NormCase]:
             if fits(shape, layout):
                 for data in kinds:
                     cases += [NormCase(shape, layout, data=data, act=act) for act in (None, "full")]
-                cases += [
-                    NormCase(shape, layout, data=data, dy="centred") for data in ("offset_1e2", "offset_1e4")
-                ]
-                cases += [
-                    NormCase(shape, layout, "fp64", data=d) for d in ("offset_1e4", "offset_1e6", "constant")
-                ]
-                cases += [
-                    NormCase(shape, layout, "bf16", data=d) for d in ("offset_1e2", "scale_1e18", "constant")
-                ]
-                cases += [
-                    NormCase(shape, layout, "fp16", data=d) for d in ("near_200", "denormal", "constant")
-                ]
+                cases += [NormCase(shape, layout, data=data, dy="centred") for data in ("offset_1e2", "offset_1e4")]
+                cases += [NormCase(shape, layout, "fp64", data=d) for d in ("offset_1e4", "offset_1e6", "constant")]
+                cases += [NormCase(shape, layout, "bf16", data=d) for d in ("offset_1e2", "scale_1e18", "constant")]
+                cases += [NormCase(shape, layout, "fp16", data=d) for d in ("near_200", "denormal", "constant")]
     return cases
 
 
@@ -155,12 +145,8 @@ def relu_cases() -> list[ReluCase]:
         cases += [ReluCase(shape, "contiguous", dtype) for dtype in DTYPES]
     for act in ACTS:
         for dtype in DTYPES:
-            cases += [
-                ReluCase((5, 7, 3, 11), layout, dtype, act) for layout in ("contiguous", "every_second")
-            ]
-            cases += [
-                ReluCase((67,), "contiguous", dtype, act, data) for data in (*NON_FINITE, "denormal", "zeros")
-            ]
+            cases += [ReluCase((5, 7, 3, 11), layout, dtype, act) for layout in ("contiguous", "every_second")]
+            cases += [ReluCase((67,), "contiguous", dtype, act, data) for data in (*NON_FINITE, "denormal", "zeros")]
         cases.append(ReluCase((67,), "contiguous", "fp32", act, "scale_1e20"))
     for dy in ("channels_last", "offset", "every_second", "transposed", "cat", "ones", "per_sample"):
         cases += [ReluCase((5, 7, 3, 11), layout, dy=dy) for layout in LAYOUTS]

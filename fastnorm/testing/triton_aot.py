@@ -123,9 +123,7 @@ def launch(case: Case) -> None:
         x, channel, channel, residual, channel, channel, None,
         case.training, 0.1, 1e-5, False, False, case.act, *numbers,
     )  # fmt: skip
-    call["batch_norm_bwd"](
-        x, x, channel, channel, residual, mean, rstd, case.training, False, True, case.act, *numbers
-    )
+    call["batch_norm_bwd"](x, x, channel, channel, residual, mean, rstd, case.training, False, True, case.act, *numbers)
     if case.act:
         call["general_relu_fwd"](x, *numbers)
         call["general_relu_bwd"](x, x, *numbers)
@@ -204,9 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", type=int, choices=sorted(SMS), required=True)
     arch = parser.parse_args().arch
-    launches = [
-        record for fields in json.load(sys.stdin) for record in compile_case(_case_from(fields), arch)
-    ]
+    launches = [record for fields in json.load(sys.stdin) for record in compile_case(_case_from(fields), arch)]
     print(json.dumps([dataclasses.asdict(record) for record in launches]))
 
 

@@ -45,9 +45,7 @@ ALL = {
         Backend("cuda", "native", "cuda"),
     )
 }
-HAS_TRITON = (
-    platform.system() == "Linux" and platform.machine() == "x86_64"
-)  # where the test command installs it
+HAS_TRITON = platform.system() == "Linux" and platform.machine() == "x86_64"  # where the test command installs it
 DEFAULT = ("eager", "cpu", "triton-interp") if HAS_TRITON else ("eager", "cpu")
 _requested = os.environ.get("FASTNORM_TEST_BACKENDS", "")
 REQUIRED = [ALL[name] for name in (_requested.split(",") if _requested else DEFAULT)]

@@ -32,9 +32,7 @@ OPTIONS = {
 options = pytest.mark.parametrize("option", OPTIONS)
 
 
-def function(
-    option: str, backend: Backend, shape: tuple[int, ...] = (3, 2, 3)
-) -> tuple[Callable, tuple[Tensor, ...]]:
+def function(option: str, backend: Backend, shape: tuple[int, ...] = (3, 2, 3)) -> tuple[Callable, tuple[Tensor, ...]]:
     """A function of the tensors that the option has, and those tensors, in float64."""
     given = dict(OPTIONS[option])
     residual = given.pop("residual", False)
@@ -74,9 +72,7 @@ def test_gradcheck(option: str, backend: Backend) -> None:
 @each_backend(fast=True)
 def test_gradcheck_of_images(option: str, layout: torch.memory_format, backend: Backend) -> None:
     call, inputs = function(option, backend, (2, 3, 2, 2))
-    inputs = tuple(
-        t.detach().contiguous(memory_format=layout).requires_grad_() if t.dim() == 4 else t for t in inputs
-    )
+    inputs = tuple(t.detach().contiguous(memory_format=layout).requires_grad_() if t.dim() == 4 else t for t in inputs)
     assert gradcheck(call, inputs)
 
 
@@ -143,6 +139,4 @@ def test_transforms(option: str, backend: Backend) -> None:
     )
     torch.testing.assert_close(torch.func.jacfwd(loss)(*inputs), torch.func.jacrev(loss)(*inputs))
     hessian = torch.func.hessian(loss)(*inputs)
-    torch.testing.assert_close(
-        hessian, torch.autograd.functional.hessian(lambda x: loss(x, *inputs[1:]), inputs[0])
-    )
+    torch.testing.assert_close(hessian, torch.autograd.functional.hessian(lambda x: loss(x, *inputs[1:]), inputs[0]))

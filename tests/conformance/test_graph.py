@@ -54,9 +54,7 @@ def test_upstream_of_real_graphs(finish: str, backend: Backend) -> None:
     weight = random(7, seed=1).requires_grad_()
 
     def run(contiguous: bool) -> tuple[Tensor, ...]:
-        y = batch_norm(
-            x, None, None, weight, None, True, act=fastnorm.GeneralRelu(0.1, 0.4), backend=backend.namespace
-        )
+        y = batch_norm(x, None, None, weight, None, True, act=fastnorm.GeneralRelu(0.1, 0.4), backend=backend.namespace)
         y.register_hook(lambda dy: dy.contiguous().clone() if contiguous else seen.append(dy))
         if finish == "sum":
             loss = y.sum()

@@ -23,9 +23,7 @@ def instruction_sets() -> list[str]:
 
 
 @pytest.mark.skipif("FASTNORM_CPU" in os.environ, reason="this is one of the processes that the test starts")
-@pytest.mark.skipif(
-    all(b.name != "cpu" for b in REQUIRED), reason="the native CPU kernels are not under test"
-)
+@pytest.mark.skipif(all(b.name != "cpu" for b in REQUIRED), reason="the native CPU kernels are not under test")
 @pytest.mark.parametrize("isa", instruction_sets())
 def test_every_instruction_set(isa: str) -> None:
     environment = {**os.environ, "FASTNORM_CPU": isa, "FASTNORM_TEST_BACKENDS": "cpu"}

@@ -55,9 +55,7 @@ def _malloc_debug() -> str | None:
 
 
 @on_cpu
-@pytest.mark.skipif(
-    "asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer watches the heap itself"
-)
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer watches the heap itself")
 @pytest.mark.skipif(_malloc_debug() is None, reason="needs glibc's malloc checker (2.34 or later)")
 def test_heap_stays_whole(backend: Backend) -> None:
     """Outputs are torch's own allocations: glibc's checker aborts at a byte written behind one."""

@@ -64,9 +64,7 @@ def unbiased_normalisation(patch: Patch) -> None:
 def one_accumulator(patch: Patch) -> None:
     def wrong(x: Tensor) -> tuple[Tensor, Tensor]:
         columns = x.float().transpose(0, 1).reshape(x.shape[1], -1).numpy()
-        mean = (
-            torch.from_numpy(np.add.accumulate(columns, 1, dtype=np.float32)[:, -1].copy()) / columns.shape[1]
-        )
+        mean = torch.from_numpy(np.add.accumulate(columns, 1, dtype=np.float32)[:, -1].copy()) / columns.shape[1]
         return mean, x.double().var(dims_of(x), correction=0).float()
 
     statistics(patch, wrong)
@@ -104,9 +102,7 @@ def ignores_strides(patch: Patch) -> None:
 
 
 def ignores_upstream_strides(patch: Patch) -> None:
-    install(
-        patch, batch_norm_bwd=lambda dy, *a: bwd(dy.as_strided(dy.shape, torch.empty(dy.shape).stride()), *a)
-    )
+    install(patch, batch_norm_bwd=lambda dy, *a: bwd(dy.as_strided(dy.shape, torch.empty(dy.shape).stride()), *a))
 
 
 def skips_the_tail(patch: Patch) -> None:
@@ -272,9 +268,7 @@ MUTANTS: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    "mutant, killer", MUTANTS, ids=[f"{i}-{m.__name__}" for i, (m, _) in enumerate(MUTANTS)]
-)
+@pytest.mark.parametrize("mutant, killer", MUTANTS, ids=[f"{i}-{m.__name__}" for i, (m, _) in enumerate(MUTANTS)])
 def test_mutant_is_caught(mutant: Callable[[Patch], None], killer: Callable[[], object]) -> None:
     killer()  # passes with the library as it is
     with pytest.MonkeyPatch.context() as patch, pytest.raises(AssertionError):

@@ -62,11 +62,7 @@ def norm_cases(draw: st.DrawFn, largest: int) -> NormCase:
         mode != "plain",
         mode == "lesson",
         draw(st.sampled_from(TINY_DATA if dtype != "fp16" else ("normal", "near_200", "tiny"))),
-        draw(
-            st.sampled_from(
-                ("same", "cat", "centred", *layouts[:2], *(() if act else ("ones", "per_sample")))
-            )
-        ),
+        draw(st.sampled_from(("same", "cat", "centred", *layouts[:2], *(() if act else ("ones", "per_sample"))))),
         draw(st.sampled_from(("contiguous", "every_second", "offset"))),
         draw(st.integers(0, 2**16)),
     )

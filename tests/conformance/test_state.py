@@ -25,9 +25,7 @@ def agree(ours: torch.Tensor, exact: torch.Tensor, peer: torch.Tensor, label: st
 @pytest.mark.parametrize("momentum", (None, 0.0, 0.1, 1.0))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @each_backend()
-def test_running_statistics_over_batches(
-    momentum: float | None, dtype: torch.dtype, backend: Backend
-) -> None:
+def test_running_statistics_over_batches(momentum: float | None, dtype: torch.dtype, backend: Backend) -> None:
     """Three batches, then evaluation; None is the cumulative average."""
     exact, theirs = (nn.BatchNorm2d(7, momentum=momentum, dtype=d) for d in (torch.float64, torch.float32))
     ours = fastnorm.BatchNorm2d(7, momentum=momentum, device=DEVICE)
@@ -84,9 +82,7 @@ def test_lesson_batch_norm(training: bool, backend: Backend) -> None:
         y = ours(leaf)
         grads = torch.autograd.grad(y, (leaf, ours.mults, ours.adds), dy)
     labels = ("y", "dx", "dmults", "dadds", "means", "vars")
-    for label, mine, exact, peer in zip(
-        labels, (y, *grads, ours.means, ours.vars), *results.values(), strict=True
-    ):
+    for label, mine, exact, peer in zip(labels, (y, *grads, ours.means, ours.vars), *results.values(), strict=True):
         agree(mine.detach(), exact, peer, label)
 
 

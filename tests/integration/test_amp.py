@@ -50,13 +50,10 @@ def test_dtypes_are_those_of_torch(cpu_backend: str, dtype: torch.dtype, trainin
                 y, expected = own(x), reference(x)
             assert y.dtype == expected.dtype
             grads = [
-                torch.autograd.grad(t.float().sum(), [x, *m.parameters()])
-                for t, m in ((y, own), (expected, reference))
+                torch.autograd.grad(t.float().sum(), [x, *m.parameters()]) for t, m in ((y, own), (expected, reference))
             ]
             assert [g.dtype for g in grads[0]] == [g.dtype for g in grads[1]]
-            assert {n: b.dtype for n, b in own.named_buffers()} == {
-                n: b.dtype for n, b in reference.named_buffers()
-            }
+            assert {n: b.dtype for n, b in own.named_buffers()} == {n: b.dtype for n, b in reference.named_buffers()}
 
 
 @pytest.mark.parametrize("dtype", LOW)

@@ -33,11 +33,7 @@ def both(
     x: Tensor, w: Tensor | None, b: Tensor | None, r: Tensor | None, training: bool = True, fused: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Ours and composed torch, on the same tensors, without running statistics unless evaluating."""
-    stats = (
-        (None, None)
-        if training
-        else (torch.linspace(-1, 1, 3).to(x.dtype), torch.linspace(0.5, 2, 3).to(x.dtype))
-    )
+    stats = (None, None) if training else (torch.linspace(-1, 1, 3).to(x.dtype), torch.linspace(0.5, 2, 3).to(x.dtype))
     y = batch_norm(x, *stats, w, b, training, act=ACT if fused else None, residual=r)
     z = F.batch_norm(x, *stats, w, b, training)
     z = z if r is None else z + r
@@ -48,9 +44,7 @@ def both(
 def test_in_place_change_of_a_saved_tensor_raises(cpu_backend: str, changed: str) -> None:
     tensors = {"x": leaf(*SHAPE), "weight": leaf(3), "bias": leaf(3), "residual": leaf(*SHAPE)}
     used = {name: t * 1 for name, t in tensors.items()}
-    y = batch_norm(
-        used["x"], None, None, used["weight"], used["bias"], True, act=ACT, residual=used["residual"]
-    )
+    y = batch_norm(used["x"], None, None, used["weight"], used["bias"], True, act=ACT, residual=used["residual"])
     with torch.no_grad():
         used[changed].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -238,9 +232,7 @@ def test_upstream_gradients_of_any_strides(cpu_backend: str, name: str, layout: 
     w, b = leaf(3), leaf(3)
     for fused in (True, False):
         y, expected = both(x, w, b, r, True, fused)
-        assert_close(
-            torch.autograd.grad(y, [x, w, b, r], dy), torch.autograd.grad(expected, [x, w, b, r], dy)
-        )
+        assert_close(torch.autograd.grad(y, [x, w, b, r], dy), torch.autograd.grad(expected, [x, w, b, r], dy))
     y = general_relu(x, 0.1, 0.4, 1.0)
     assert_close(torch.autograd.grad(y, x, dy), torch.autograd.grad(composed_act(x), x, dy))
 

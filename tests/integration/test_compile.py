@@ -49,13 +49,9 @@ def step(net: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor | N
     return y.detach(), x.grad
 
 
-def assert_same_training(
-    compiled: Callable[[Tensor], Tensor], net: nn.Module, plain: nn.Module, x: Tensor
-) -> None:
+def assert_same_training(compiled: Callable[[Tensor], Tensor], net: nn.Module, plain: nn.Module, x: Tensor) -> None:
     assert_close(step(compiled, x), step(plain, x))
-    assert_close(
-        [p.grad for p in net.parameters()], [p.grad for p in plain.parameters()], rtol=1e-4, atol=1e-4
-    )
+    assert_close([p.grad for p in net.parameters()], [p.grad for p in plain.parameters()], rtol=1e-4, atol=1e-4)
     assert_close(dict(net.named_buffers()), dict(plain.named_buffers()))
     assert net.norm1.num_batches_tracked > 0
 
@@ -105,9 +101,7 @@ def test_dynamic_batch_size(cpu_backend: str, compiler: str) -> None:
     counter = CompileCounterWithBackend(compiler)
     compiled = torch.compile(net, fullgraph=True, backend=counter, dynamic=True)
     assert_same_training(compiled, net, plain, torch.randn(2, 3, 6, 6))
-    first = (
-        counter.frame_count
-    )  # dynamo may call the compiler twice for it, to make symbolic floats constants
+    first = counter.frame_count  # dynamo may call the compiler twice for it, to make symbolic floats constants
     for batch in (5, 3, 7):
         assert_same_training(compiled, net, plain, torch.randn(batch, 3, 6, 6))
     assert counter.frame_count == first
@@ -166,9 +160,7 @@ def test_graphs_hold_the_fused_ops(cpu_backend: str) -> None:
         assert called.count(getattr(namespace, f"batch_norm_{suffix}").default) == 2, direction
         assert called.count(getattr(namespace, f"general_relu_{suffix}").default) == 1, direction
         names = {str(target) for target in called}
-        assert not any(
-            word in name for name in names for word in ("native_batch_norm", "relu.default", "var_mean")
-        )
+        assert not any(word in name for name in names for word in ("native_batch_norm", "relu.default", "var_mean"))
 
 
 def test_backend_choice_is_guarded(cpu_backend: str) -> None:

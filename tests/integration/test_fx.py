@@ -38,9 +38,7 @@ def test_traced_net_runs_as_the_net(cpu_backend: str, training: bool) -> None:
     reference = copy.deepcopy(net)
     traced = fx.symbolic_trace(net)
     called = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
-    ours = [
-        name.removeprefix("_module_") for name in called if name != "Activation"
-    ]  # a plain tuple of numbers
+    ours = [name.removeprefix("_module_") for name in called if name != "Activation"]  # a plain tuple of numbers
     assert ours == ["batch_norm", "general_relu", "batch_norm"]
     dy = torch.randn(2, 3, 6, 6)
     for module in (traced, reference):

@@ -28,9 +28,7 @@ OURS = {
 }
 MODULE_INFOS = [info for info in module_db if info.module_cls in OURS]
 
-every_module = pytest.mark.parametrize(
-    "info", MODULE_INFOS, ids=[i.module_cls.__name__ for i in MODULE_INFOS]
-)
+every_module = pytest.mark.parametrize("info", MODULE_INFOS, ids=[i.module_cls.__name__ for i in MODULE_INFOS])
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=[str(d).removeprefix("torch.") for d in DTYPES])
 both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
@@ -41,9 +39,7 @@ def module_samples(info: ModuleInfo, dtype: torch.dtype, training: bool) -> list
     return samples
 
 
-def twins(
-    sample: ModuleInput, info: ModuleInfo, dtype: torch.dtype, training: bool
-) -> tuple[nn.Module, nn.Module]:
+def twins(sample: ModuleInput, info: ModuleInfo, dtype: torch.dtype, training: bool) -> tuple[nn.Module, nn.Module]:
     """torch's layer and ours from the same arguments, with the same random parameters and buffers."""
     args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
     theirs = info.module_cls(*args, **kwargs, dtype=dtype)
@@ -95,14 +91,10 @@ def assert_no_worse(ours: dict[str, Any], theirs: dict[str, Any], exact: dict[st
 def compare_modules(theirs: nn.Module, ours: nn.Module, x: Tensor) -> None:
     dy = torch.randn_like(x)
     exact = copy.deepcopy(theirs).double()
-    assert_no_worse(
-        outcome(ours, x, dy), outcome(theirs, x, dy), outcome(exact, x.detach().double(), dy.double())
-    )
+    assert_no_worse(outcome(ours, x, dy), outcome(theirs, x, dy), outcome(exact, x.detach().double(), dy.double()))
 
 
-def each_case(
-    info: ModuleInfo, dtype: torch.dtype, training: bool
-) -> Iterator[tuple[nn.Module, nn.Module, Tensor]]:
+def each_case(info: ModuleInfo, dtype: torch.dtype, training: bool) -> Iterator[tuple[nn.Module, nn.Module, Tensor]]:
     for sample in module_samples(info, dtype, training):
         theirs, ours = twins(sample, info, dtype, training)
         yield theirs, ours, sample.forward_input.args[0].detach()
@@ -171,9 +163,7 @@ def test_gradcheck(cpu_backend: str, info: ModuleInfo, training: bool) -> None:
             small.clone().requires_grad_(),
             *(p.detach().clone().requires_grad_() for p in ours.parameters()),
         ]
-        assert torch.autograd.gradcheck(
-            call, inputs, fast_mode=True, check_forward_ad=True, check_batched_grad=False
-        )
+        assert torch.autograd.gradcheck(call, inputs, fast_mode=True, check_forward_ad=True, check_batched_grad=False)
         assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
 
 
@@ -188,9 +178,7 @@ def test_repr_and_constructor_order(info: ModuleInfo) -> None:
 
 @every_module
 def test_errors(cpu_backend: str, info: ModuleInfo) -> None:
-    errors = info.module_error_inputs_func(
-        info, device="cpu", dtype=torch.float32, requires_grad=False, training=True
-    )
+    errors = info.module_error_inputs_func(info, device="cpu", dtype=torch.float32, requires_grad=False, training=True)
     assert errors
     for error in errors:
         inputs = error.module_error_input
@@ -231,9 +219,7 @@ def test_meta_then_to_empty(cpu_backend: str, info: ModuleInfo) -> None:
     for sample in module_samples(info, torch.float32, True):
         theirs, _ = twins(sample, info, torch.float32, True)
         x = sample.forward_input.args[0].detach()
-        built = OURS[info.module_cls](
-            *sample.constructor_input.args, **sample.constructor_input.kwargs, device="meta"
-        )
+        built = OURS[info.module_cls](*sample.constructor_input.args, **sample.constructor_input.kwargs, device="meta")
         with fastnorm.use_backend("auto"):  # the kernels do not run there
             y = built(x.to("meta"))
         assert y.is_meta and y.shape == x.shape
@@ -257,9 +243,7 @@ def test_train_and_eval_differ(cpu_backend: str, info: ModuleInfo) -> None:
 FunctionCase = tuple[str, str, Callable[..., Any], Callable[..., Any], bool]
 
 
-def _native_ours(
-    x: Tensor, w: Any, b: Any, rm: Any, rv: Any, training: bool, momentum: float, eps: float
-) -> Tensor:
+def _native_ours(x: Tensor, w: Any, b: Any, rm: Any, rv: Any, training: bool, momentum: float, eps: float) -> Tensor:
     return fastnorm.functional.batch_norm(x, rm, rv, w, b, training, momentum, eps)
 
 
@@ -296,9 +280,7 @@ OP_INFOS = [op for op in op_db if op.name in FUNCTIONS and not op.variant_test_n
 every_function = pytest.mark.parametrize("op", OP_INFOS, ids=[op.name for op in OP_INFOS])
 
 
-def function_outcome(
-    function: Callable[..., Tensor], args: list[Any], kwargs: dict[str, Any]
-) -> dict[str, Any]:
+def function_outcome(function: Callable[..., Tensor], args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Result, gradient of every argument that asks for it, and every tensor argument afterwards."""
     # The samples' x.clone(): an in-place change of a running statistic must not reach the next call.
     args = [a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in args]

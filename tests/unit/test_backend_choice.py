@@ -58,9 +58,7 @@ def norm(x: Tensor, backend: str | None = None) -> Tensor:
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {
-        k: v for k, v in os.environ.items() if not k.startswith("FASTNORM_") and k != "TRITON_INTERPRET"
-    }
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("FASTNORM_") and k != "TRITON_INTERPRET"}
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -165,9 +163,7 @@ def test_triton_cannot_serve_the_cpu() -> None:
     result = python(code)
     assert "triton: not: Triton kernels run on CUDA" in result.stdout
     assert result.stdout.strip().endswith("['native', 'eager']")
-    assert (
-        "RuntimeError: backend 'triton' cannot serve this call: Triton kernels run on CUDA" in result.stderr
-    )
+    assert "RuntimeError: backend 'triton' cannot serve this call: Triton kernels run on CUDA" in result.stderr
 
 
 def test_available_backends() -> None:
@@ -224,10 +220,7 @@ def test_without_the_extension() -> None:
     assert "['eager']" in result.stdout
     assert "served by 'eager'" in result.stdout
     assert "RuntimeError: backend 'native' cannot serve this call" in result.stderr
-    assert (
-        "FASTNORM_DISABLE_NATIVE=1; unset it" in result.stderr
-        and "FASTNORM_DISABLE_NATIVE=1" in result.stdout
-    )
+    assert "FASTNORM_DISABLE_NATIVE=1; unset it" in result.stderr and "FASTNORM_DISABLE_NATIVE=1" in result.stdout
 
 
 def test_info_command_prints_the_report() -> None:

@@ -172,9 +172,7 @@ def odd_tensor(draw: random.Random) -> Any:
     if kind == 1 and base.dim() > 1:
         return base.transpose(0, -1).contiguous().transpose(0, -1)
     if kind == 2:
-        return (
-            torch.ones(base.numel() * 3 + 7).to(dtype)[1:].as_strided(shape, [3 * s for s in base.stride()])
-        )
+        return torch.ones(base.numel() * 3 + 7).to(dtype)[1:].as_strided(shape, [3 * s for s in base.stride()])
     if kind == 3:
         return torch.ones(base.numel() + 1).to(dtype)[1:].view(shape)
     if kind == 4 and base.dim() == 3:  # overlapping windows

@@ -114,9 +114,7 @@ def test_candidate_that_raises_has_its_own_row() -> None:
         raise ValueError("cannot serve this")
 
     case = Case("general_relu", "fwd", SMALL, "contiguous", "fp32")
-    rows = measure(
-        case, {"broken": Peer(raising, composed_module), **peers_of(case, compile=False)}, PLAN, threads=1
-    )
+    rows = measure(case, {"broken": Peer(raising, composed_module), **peers_of(case, compile=False)}, PLAN, threads=1)
     assert rows[0]["status"] == "ERROR" and "cannot serve this" in rows[0]["message"]
     assert {row["candidate"] for row in rows if row["status"] == "ok"} >= {"eager", "fastnorm"}
 
@@ -203,9 +201,7 @@ def made_up_row(candidate: str, median: float, *, status: str = "ok", case: str 
 
 def test_ratios_and_verdicts() -> None:
     target = Target("made up", ("batch_norm",), eager=3.0, compile=2.0, floor=1.5)
-    good = [
-        made_up_row(n, t) for n, t in (("eager", 8), ("compile", 5), ("fastnorm", 2), ("floor:torch", 1.6))
-    ]
+    good = [made_up_row(n, t) for n, t in (("eager", 8), ("compile", 5), ("fastnorm", 2), ("floor:torch", 1.6))]
     (one,) = all_ratios(good)
     assert (one.eager, one.compile, one.floor) == (4.0, 2.5, 1.25)
     assert [v.passed for v in judge([one], [target])] == [True]
@@ -238,9 +234,7 @@ class FakeClock:
 
 def test_interleave_keeps_disturbed_batches_apart() -> None:
     plan = timing.Plan(rounds=9, least_rounds=5, batch_seconds=0.01, budget_seconds=0.05)
-    done = timing.interleave(
-        {"calm": lambda: (1e-3, True), "stormy": lambda: (1e-3, False)}, FakeClock(), plan
-    )
+    done = timing.interleave({"calm": lambda: (1e-3, True), "stormy": lambda: (1e-3, False)}, FakeClock(), plan)
     assert len(done["calm"].accepted) == 9 and not done["calm"].noisy
     assert done["calm"].quantiles_us()["p50"] == pytest.approx(1000)
     assert done["stormy"].noisy and not done["stormy"].accepted and done["stormy"].rejected
@@ -260,9 +254,7 @@ def test_thread_clock_does_not_count_sleep() -> None:
 def test_gpu_dry_run(tmp_path: Path) -> None:
     done = run_module("benchmarks.gpu", "--dry-run", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    steps = {
-        step["step"]: step["status"] for step in json.loads((tmp_path / "gpu.json").read_text())["steps"]
-    }
+    steps = {step["step"]: step["status"] for step in json.loads((tmp_path / "gpu.json").read_text())["steps"]}
     assert list(steps) == list(gpu.STEPS)
     assert "setup.py build_ext --inplace" in done.stdout and "--device cuda" in done.stdout
     if importlib.util.find_spec("triton") is not None:

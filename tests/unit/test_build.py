@@ -102,9 +102,7 @@ def test_extension_exports_only_its_init(extension: Path) -> None:
 @LINUX
 def test_extension_is_stripped_and_uses_the_limited_api_only(extension: Path) -> None:
     assert ".debug_info" not in tool("readelf", "-S", "-W", str(extension))
-    undefined = {
-        line.split()[-1] for line in tool("nm", "-D", "--undefined-only", str(extension)).splitlines()
-    }
+    undefined = {line.split()[-1] for line in tool("nm", "-D", "--undefined-only", str(extension)).splitlines()}
     assert not [name for name in undefined if name.startswith(("_Py", "_ZN2at", "_ZN3c10"))], undefined
 
 

@@ -58,9 +58,7 @@ def write_fashion(root: Path, *, labels: list[int], side: int = 28) -> None:
     for part in ("train", "t10k"):
         images = struct.pack(">IIII", 0x803, 3, side, side) + bytes(i % 251 for i in range(3 * side * side))
         (root / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
-        (root / f"{part}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">II", 0x801, len(labels)) + bytes(labels)
-        )
+        (root / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, len(labels)) + bytes(labels))
 
 
 def test_fashion_mnist_files_become_tensors(tmp_path: Path) -> None:
@@ -148,9 +146,7 @@ def test_training_gives_both_nets_the_same_batches_and_the_schedule() -> None:
     x, y = torch.randn(10, 4), torch.arange(10)
     nets = {name: nn.Linear(4, 10) for name in ("torch.nn", "fastnorm")}
     nets["fastnorm"].load_state_dict(nets["torch.nn"].state_dict())
-    recipe = settings.Recipe(
-        epochs=(2, 1), lrs=(0.1, 1e-30), batch_size=4, momentum=0.0, first_kernel=3, target=0.0
-    )
+    recipe = settings.Recipe(epochs=(2, 1), lrs=(0.1, 1e-30), batch_size=4, momentum=0.0, first_kernel=3, target=0.0)
     weights = []
     histories: dict[str, train.History] = {}
     for epoch in train.train(nets, data.Data(x, y, x, y), recipe, seed=0):

@@ -60,9 +60,7 @@ def test_rank_of_modules(layer: nn.Module, shape: tuple[int, ...], message: str)
 @pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias"])
 @pytest.mark.parametrize("size", [0, 2, 4])
 def test_channel_count(cpu_backend: str, training: bool, name: str, size: int) -> None:
-    with pytest.raises(
-        RuntimeError, match=rf"{name} should contain 3 elements not {size} \(shape \({size},\)\)"
-    ):
+    with pytest.raises(RuntimeError, match=rf"{name} should contain 3 elements not {size} \(shape \({size},\)\)"):
         call(training=training, **{name: torch.ones(size)})
 
 
@@ -155,9 +153,7 @@ def test_running_statistics_are_not_differentiable(cpu_backend: str, training: b
         call(training=training, **{name: torch.ones(3, requires_grad=True)})
 
 
-@pytest.mark.parametrize(
-    "shape", [(4, 3), (4, 3, 1), (1, 3, 5), (4, 3, 6), (3, 4, 5), (4, 3, 5, 1), (60,), ()]
-)
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 1), (1, 3, 5), (4, 3, 6), (3, 4, 5), (4, 3, 5, 1), (60,), ()])
 def test_shape_of_the_residual(cpu_backend: str, shape: tuple[int, ...]) -> None:
     """It is never broadcast."""
     with pytest.raises(ValueError, match=r"residual must have input's shape \(4, 3, 5\), got \(") as caught:
@@ -169,9 +165,7 @@ def test_shape_of_the_residual(cpu_backend: str, shape: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1), (1, 3, 1, 1, 1)])
 def test_one_value_per_channel(cpu_backend: str, shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        ValueError, match="more than 1 value per channel when training, got input size"
-    ) as caught:
+    with pytest.raises(ValueError, match="more than 1 value per channel when training, got input size") as caught:
         call(shape)
     assert str(list(shape)) in str(caught.value)
     assert call(shape, False).shape == shape
@@ -188,9 +182,7 @@ def test_no_channels_is_not_one_value_per_channel(cpu_backend: str) -> None:
 def test_sparse_input(cpu_backend: str, training: bool) -> None:
     x = torch.randn(4, 3)
     for sparse in (x.to_sparse(), x.to_sparse_csr(), x.to_mkldnn()):
-        with pytest.raises(
-            NotImplementedError, match=f"dense strided tensors; input has layout {sparse.layout}"
-        ):
+        with pytest.raises(NotImplementedError, match=f"dense strided tensors; input has layout {sparse.layout}"):
             call(training=training, input=sparse)
         with pytest.raises(NotImplementedError, match=f"general_relu.*layout {sparse.layout}"):
             general_relu(sparse, 0.1)
@@ -236,9 +228,7 @@ def test_numbers_of_general_relu(numbers: dict[str, Any], message: str) -> None:
         general_relu(torch.randn(3), **numbers)
 
 
-@pytest.mark.parametrize(
-    "momentum", [torch.ones(2), torch.ones(1, 3), torch.ones((), device="meta")], ids=str
-)
+@pytest.mark.parametrize("momentum", [torch.ones(2), torch.ones(1, 3), torch.ones((), device="meta")], ids=str)
 def test_tensor_momentum_must_be_one_number_on_the_inputs_device(cpu_backend: str, momentum: Tensor) -> None:
     with pytest.raises((ValueError, RuntimeError), match="momentum"):
         call(momentum=momentum)

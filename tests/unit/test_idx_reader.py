@@ -102,8 +102,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """Tiny stand-ins for the four files, with their sizes and checksums put in the place of the real ones."""
     files = {name: gzip.compress(encode(IMAGES) + bytes([i])) for i, name in enumerate(idx.FILES)}
     known = {
-        name: (len(content), hashlib.md5(content, usedforsecurity=False).hexdigest())
-        for name, content in files.items()
+        name: (len(content), hashlib.md5(content, usedforsecurity=False).hexdigest()) for name, content in files.items()
     }
     monkeypatch.setattr(idx, "FILES", known)
     return {f"{name}.gz": content for name, content in files.items()}

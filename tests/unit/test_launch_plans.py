@@ -58,9 +58,7 @@ def views(shape: tuple[int, ...]) -> list[Any]:
     return found
 
 
-def plans(
-    shapes: list[tuple[int, ...]], sms: tuple[int, ...], passes: list[Any]
-) -> list[tuple[Any, Any, int, Any]]:
+def plans(shapes: list[tuple[int, ...]], sms: tuple[int, ...], passes: list[Any]) -> list[tuple[Any, Any, int, Any]]:
     return [
         (view, launch.batch_norm_plan(view, itemsize, n_sms, which), n_sms, which)
         for shape in shapes

@@ -46,9 +46,7 @@ def random_norm(**kwargs: Any) -> nn.BatchNorm2d:
 
 
 @every_pair
-def test_constructor_takes_torchs_arguments_in_its_order(
-    ours: Any, theirs: Any, shape: tuple[int, ...]
-) -> None:
+def test_constructor_takes_torchs_arguments_in_its_order(ours: Any, theirs: Any, shape: tuple[int, ...]) -> None:
     own, reference = inspect.signature(ours), inspect.signature(theirs)
     shared = {name: own.parameters[name] for name in reference.parameters}
     assert list(own.parameters) == [*reference.parameters, "act", "unbiased"]
@@ -72,13 +70,9 @@ def test_repr_names_what_is_fused() -> None:
     text = repr(fastnorm.BatchNorm2d(3, act=fastnorm.GeneralRelu(0.1, 0.4), unbiased=True))
     assert text.startswith("BatchNorm2d(3, eps=1e-05")
     assert "act=GeneralRelu(leak=0.1, sub=0.4)" in text and "unbiased=True" in text
+    assert repr(fastnorm.GeneralRelu(0.1, maxv=6.0, inplace=True)) == "GeneralRelu(leak=0.1, maxv=6.0, inplace=True)"
     assert (
-        repr(fastnorm.GeneralRelu(0.1, maxv=6.0, inplace=True))
-        == "GeneralRelu(leak=0.1, maxv=6.0, inplace=True)"
-    )
-    assert (
-        repr(fastnorm.LessonBatchNorm(5, act=nn.ReLU()))
-        == "LessonBatchNorm(5, mom=0.1, eps=1e-05, act=GeneralRelu())"
+        repr(fastnorm.LessonBatchNorm(5, act=nn.ReLU())) == "LessonBatchNorm(5, mom=0.1, eps=1e-05, act=GeneralRelu())"
     )
 
 
@@ -334,9 +328,7 @@ def test_functional_call_leaves_the_module_alone(cpu_backend: str) -> None:
     x = torch.randn(4, 3, 5, 5)
     y = torch.func.functional_call(ours, state, (x,))
     assert_close(y, F.batch_norm(x, None, None, state["weight"], state["bias"], training=True))
-    assert state["num_batches_tracked"] == 1 and not torch.equal(
-        state["running_mean"], before["running_mean"]
-    )
+    assert state["num_batches_tracked"] == 1 and not torch.equal(state["running_mean"], before["running_mean"])
     assert_close(dict(ours.state_dict()), dict(before), rtol=0, atol=0)
 
 

@@ -41,9 +41,7 @@ print(fastnorm.explain())
 
 def run(*command: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("FASTNORM_", "TRITON_")) and k != "CXX"}
-    return subprocess.run(
-        command, cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=300, check=False
-    )
+    return subprocess.run(command, cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=300, check=False)
 
 
 def lines_about(name: str, report: str) -> str:

@@ -106,9 +106,7 @@ def test_wrong_sizes_and_keys_are_named(ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_whole_modules_travel(training: bool) -> None:
     net = nn.Sequential(
-        randomised(
-            fastnorm.BatchNorm2d(3, momentum=None, act=fastnorm.GeneralRelu(0.1, 0.4, 2.0), unbiased=True)
-        ),
+        randomised(fastnorm.BatchNorm2d(3, momentum=None, act=fastnorm.GeneralRelu(0.1, 0.4, 2.0), unbiased=True)),
         fastnorm.GeneralRelu(0.2, max_leak=0.1, maxv=1.0),
         randomised(fastnorm.LessonBatchNorm(3, act=nn.LeakyReLU(0.3))),
     ).train(training)
