@@ -1,6 +1,6 @@
 #include "bind/tensor.h"
 
-#include <unistd.h>
+#include <cstdio>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -51,6 +51,16 @@ void advise(void* data, int64_t bytes) {
 #else
   (void)data, (void)bytes;
 #endif
+}
+
+// Of the cache that this core shares, not (as sysconf has it) of all of them in the machine; 32 MB where nobody says.
+int64_t last_cache_bytes() {
+  long kilobytes = 0;
+  if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+    if (std::fscanf(file, "%ldK", &kilobytes) != 1) kilobytes = 0;
+    std::fclose(file);
+  }
+  return kilobytes > 0 ? int64_t{kilobytes} << 10 : int64_t{32} << 20;
 }
 
 Tensor allocate(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype) {
@@ -126,13 +136,7 @@ ChannelVector channel_vector(const OptionalTensor& v, const char* name, int64_t 
 }
 
 bool beyond_cache(int64_t bytes) {
-  static const int64_t limit = [] {
-    int64_t cache = 0;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#endif
-    return cache > 0 ? cache / 4 * 3 : int64_t{24} << 20;
-  }();
+  static const int64_t limit = last_cache_bytes() / 4 * 3;
   return bytes > limit;
 }
 

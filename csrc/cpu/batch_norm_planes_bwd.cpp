@@ -56,10 +56,13 @@ FASTNORM_INLINE void sum_run(const PlaneGrad<T, Act>& g, int64_t length, vec_t<T
   q += q1;
 }
 
+// Activations are passed by value here and below: a kernel's own copy lies in registers, where no store can be taken to
+// change it.
+//
 // Adds one chunk of `count` neighbouring channels to their sums, and writes what can be written in this sweep:
 // dresidual, which is dz, and with fixed statistics dx, which is scale * dz.
 template <class T, class Act>
-void sum_chunk(const BatchNormBwd& args, const Act& act, const PlaneChunk& k, int64_t c0, int count,
+void sum_chunk(const BatchNormBwd& args, const Act act, const PlaneChunk& k, int64_t c0, int count,
                const Affine<acc_t<T>>* affine, bool write_dx, ChannelSums* sums) {
   using V = vec_t<T>;
   V s[kMostChannels] = {}, q[kMostChannels] = {};
@@ -128,7 +131,7 @@ void with_types(const BatchNormBwd& args, F&& f) {
 void planes_bwd(const BatchNormBwd& args, int64_t channel0, int64_t channel1) {
   const int64_t chunks = chunks_of_channel(args.shape);
   const bool one_sweep = args.dx != nullptr && !args.batch_stats;
-  with_types(args, [&](auto* type, const auto& act) {
+  with_types(args, [&](auto* type, const auto act) {
     using T = std::remove_pointer_t<decltype(type)>;
     for (int64_t c0 = channel0; c0 < channel1; c0 += args.together) {
       const int count = static_cast<int>(channel1 - c0 < args.together ? channel1 - c0 : args.together);
@@ -152,7 +155,7 @@ void planes_bwd(const BatchNormBwd& args, int64_t channel0, int64_t channel1) {
 
 void planes_grad_sum(const BatchNormBwd& args, ChannelSums* partial, int64_t unit0, int64_t unit1) {
   const int64_t chunks = chunks_of_channel(args.shape);
-  with_types(args, [&](auto* type, const auto& act) {
+  with_types(args, [&](auto* type, const auto act) {
     using T = std::remove_pointer_t<decltype(type)>;
     for (int64_t u = unit0; u < unit1; ++u) {
       const int64_t c = u / chunks;
@@ -166,7 +169,7 @@ void planes_grad_sum(const BatchNormBwd& args, ChannelSums* partial, int64_t uni
 
 void planes_grad_write(const BatchNormBwd& args, const InputGrad* grads, int64_t unit0, int64_t unit1) {
   const int64_t pieces = pieces_of_plane(args.shape);
-  with_types(args, [&](auto* type, const auto& act) {
+  with_types(args, [&](auto* type, const auto act) {
     using T = std::remove_pointer_t<decltype(type)>;
     for (int64_t u = unit0; u < unit1; ++u) {
       const int64_t plane = u / pieces, c = plane % args.shape.C;

@@ -126,7 +126,7 @@ void with_types(const BatchNormFwd& args, F&& f) {
 }  // namespace
 
 void planes_fwd(const BatchNormFwd& args, int64_t channel0, int64_t channel1) {
-  with_types(args, [&](auto* type, const auto& act) {
+  with_types(args, [&](auto* type, const auto act) {
     using T = std::remove_pointer_t<decltype(type)>;
     for (int64_t c0 = channel0; c0 < channel1; c0 += args.together) {
       const int count = static_cast<int>(channel1 - c0 < args.together ? channel1 - c0 : args.together);
@@ -162,7 +162,7 @@ void planes_sum(const BatchNormFwd& args, const double* shift, ChannelSums* part
 
 void planes_write(const BatchNormFwd& args, int64_t unit0, int64_t unit1) {
   const int64_t pieces = pieces_of_plane(args.shape);
-  with_types(args, [&](auto* type, const auto& act) {
+  with_types(args, [&](auto* type, const auto act) {
     using T = std::remove_pointer_t<decltype(type)>;
     for (int64_t u = unit0; u < unit1; ++u) {
       const int64_t plane = u / pieces, s0 = u % pieces * kChunkElements, s1 = s0 + kChunkElements;

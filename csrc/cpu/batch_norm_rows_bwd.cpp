@@ -36,7 +36,7 @@ Columns<acc_t<T>> affine_columns(const BatchNormBwd& args, const RowPlan& plan) 
 // Adds dz and dz * (x - mean), column by column, to the first two sums. With kMore it also adds a residual to the
 // activation's argument and writes what can be written in this sweep: dresidual, which is dz, and now_dx = scale * dz.
 template <bool kMore, class T, class Act>
-void sum_columns(const Pointers<T>& p, T* now_dx, const Act& act, int64_t rows, int64_t width,
+void sum_columns(const Pointers<T> p, T* now_dx, const Act act, int64_t rows, int64_t width,
                  const Columns<acc_t<T>>& columns) {
   using V = vec_t<T>;
   constexpr int L = kLanes<T>;
@@ -73,12 +73,12 @@ void sum_columns(const Pointers<T>& p, T* now_dx, const Act& act, int64_t rows, 
 }
 
 template <bool kResidual, class T, class Act>
-void write_dx(const Pointers<T>& p, const Act& act, int64_t rows, int64_t width, const Columns<acc_t<T>>& columns,
+void write_dx(const Pointers<T> p, const Act act, int64_t rows, int64_t width, const Columns<acc_t<T>>& columns,
               bool stream_out) {
   using V = vec_t<T>;
   const auto *mean = columns[kMean], *scale = columns[kScale], *bias = columns[kBias];
   const auto *first = columns[kFirst], *slope = columns[kSecond], *offset = columns[kThird];
-  write_rows(p.dx, rows, width, stream_out, [&](int64_t i, int64_t c, int n) {
+  write_rows(p.dx, rows, width, stream_out, [=](int64_t i, int64_t c, int n) {
     const V x = load(p.x + i, n), m = load(mean + c);
     V z = normalized(x, m, load(scale + c), load(bias + c));
     if constexpr (kResidual) z = z + load(p.residual + i, n);
@@ -92,7 +92,7 @@ void rows_grad_sum(const BatchNormBwd& args, ChannelSums* partial, int64_t block
   const int64_t M = args.shape.N, C = args.shape.C, block = rows_of_block(args.shape);
   with_dtype(args.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const RowPlan plan = RowPlan::of<T>(C);
+    const RowPlan plan = RowPlan::of<T>(C, 0);
     const auto columns = affine_columns<T>(args, plan);
     with_activation(args.act, [&](auto activation) {
       const typename decltype(activation)::template Of<vec_t<T>> act(args.act);
@@ -120,7 +120,7 @@ void rows_grad_write(const BatchNormBwd& args, const InputGrad* grads, int64_t b
   with_dtype(args.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
-    const RowPlan plan = RowPlan::of<T>(C);
+    const RowPlan plan = RowPlan::of<T>(C, kWriteWidth);
     const auto columns = affine_columns<T>(args, plan);
     columns.fill(kFirst, [&](int64_t c) { return static_cast<A>(grads[c].scale); });
     columns.fill(kSecond, [&](int64_t c) { return static_cast<A>(grads[c].slope); });

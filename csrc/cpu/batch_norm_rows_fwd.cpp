@@ -35,7 +35,7 @@ void sum_columns(const T* x, int64_t rows, int64_t width, const acc_t<T>* shift,
 }
 
 template <class T, class Act>
-void write_block(const BatchNormFwd& args, const Act& act, const RowPlan& plan, const Columns<acc_t<T>>& numbers,
+void write_block(const BatchNormFwd& args, const Act act, const RowPlan& plan, const Columns<acc_t<T>>& numbers,
                  int64_t row0, int64_t row1) {
   const auto *mean = numbers[0], *scale = numbers[1], *bias = numbers[2];
   plan.each(row0, row1, [&](int64_t first, int64_t rows, int64_t width) {
@@ -45,11 +45,11 @@ void write_block(const BatchNormFwd& args, const Act& act, const RowPlan& plan, 
       return normalized(load(x + i, n), load(mean + c), load(scale + c), load(bias + c));
     };
     if (args.residual == nullptr) {
-      write_rows(y, rows, width, args.stream, [&](int64_t i, int64_t c, int n) { return act.forward(z(i, c, n)); });
+      write_rows(y, rows, width, args.stream, [=](int64_t i, int64_t c, int n) { return act.forward(z(i, c, n)); });
     } else {
       const T* residual = static_cast<const T*>(args.residual) + first;
       write_rows(y, rows, width, args.stream,
-                 [&](int64_t i, int64_t c, int n) { return act.forward(z(i, c, n) + load(residual + i, n)); });
+                 [=](int64_t i, int64_t c, int n) { return act.forward(z(i, c, n) + load(residual + i, n)); });
     }
   });
 }
@@ -79,7 +79,7 @@ void rows_sum(const BatchNormFwd& args, const double* shift, ChannelSums* partia
   with_dtype(args.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
-    const RowPlan plan = RowPlan::of<T>(C);
+    const RowPlan plan = RowPlan::of<T>(C, 0);
     const Columns<A> columns(plan, 3);
     columns.fill(0, [&](int64_t c) { return static_cast<A>(shift[c]); });
     for (int64_t b = block0; b < block1; ++b) {
@@ -98,7 +98,7 @@ void rows_write(const BatchNormFwd& args, int64_t block0, int64_t block1) {
   with_dtype(args.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
-    const RowPlan plan = RowPlan::of<T>(C);
+    const RowPlan plan = RowPlan::of<T>(C, kWriteWidth);
     const Columns<A> numbers(plan, 3);
     numbers.fill(0, [&](int64_t c) { return affine_of<A>(args, c).mean; });
     numbers.fill(1, [&](int64_t c) { return affine_of<A>(args, c).scale; });

@@ -14,7 +14,7 @@ void general_relu_fwd(const GeneralReluArgs& args, int64_t begin, int64_t end) {
     with_activation(args.act, [&](auto activation) {
       const typename decltype(activation)::template Of<vec_t<T>> act(args.act);
       write_run(static_cast<T*>(args.out) + begin, end - begin, args.stream,
-                [&](int64_t i, int n) { return act.forward(load(x + i, n)); });
+                [=](int64_t i, int n) { return act.forward(load(x + i, n)); });
     });
   });
   if (args.stream) stream_fence();
@@ -28,7 +28,7 @@ void general_relu_bwd(const GeneralReluArgs& args, int64_t begin, int64_t end) {
     with_activation(args.act, [&](auto activation) {
       const typename decltype(activation)::template Of<vec_t<T>> act(args.act);
       write_run(static_cast<T*>(args.out) + begin, end - begin, args.stream,
-                [&](int64_t i, int n) { return act.backward(load(x + i, n), load(dy + i, n)); });
+                [=](int64_t i, int n) { return act.backward(load(x + i, n), load(dy + i, n)); });
     });
   });
   if (args.stream) stream_fence();

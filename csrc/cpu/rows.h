@@ -13,16 +13,19 @@
 namespace fastnorm {
 namespace FASTNORM_ISA {
 
+constexpr int64_t kWriteWidth = 512;   // elements, at least, of a wide row that is written: shorter rows cost loop overhead
 constexpr int64_t kWidestJoin = 2048;  // elements; beyond it a partial vector per row is cheap
 constexpr int64_t kTileBytes = 16384;  // of a tile of rows that stays in L1 while its columns are summed
 
 struct RowPlan {
   int64_t C, joined, width;  // width = joined * C
 
+  // Rows joined until whole vectors fill them, and until they are `at_least` wide.
   template <class T>
-  static RowPlan of(int64_t C) {
+  static RowPlan of(int64_t C, int64_t at_least) {
     int64_t joined = 1;
     while (joined < kLanes<T> && joined * C % kLanes<T> != 0) joined *= 2;
+    while (joined * C < at_least) joined *= 2;
     if (joined * C > kWidestJoin) joined = 1;
     return {C, joined, joined * C};
   }

@@ -17,12 +17,11 @@ from fastnorm.testing.compare import Expectation
 from fastnorm.testing.layouts import norm_format
 from fastnorm.testing.problems import LOOSE_UPSTREAM, Problem, build, lay_out_upstream, over_channels
 from fastnorm.testing.rounding import (
-    ROUNDINGS,
     BackwardFloors,
     Statistics,
     activation_floor,
-    half_spacing,
     normalized_floor,
+    unit_of,
 )
 
 Expectations = dict[str, Expectation]
@@ -137,7 +136,7 @@ def statistics(case: NormCase, p: Problem) -> Statistics:
     rest = (
         case.eps,
         n,
-        ROUNDINGS * half_spacing(dtype),
+        unit_of(dtype),
         torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps,
     )
     if case.training:
@@ -154,7 +153,7 @@ def near_kink(z: Tensor, width: Tensor, case: NormCase | ReluCase) -> Tensor:
     act = ACTS[case.act] if case.act is not None else None
     if act is None:
         return torch.zeros_like(z, dtype=torch.bool)
-    unit = ROUNDINGS * half_spacing(arithmetic(DTYPES[case.dtype]))
+    unit = unit_of(arithmetic(DTYPES[case.dtype]))
     near = (z.abs() <= width) & (width > 0)
     if act.maxv is None:
         return near
@@ -184,7 +183,7 @@ def relu_problem(case: ReluCase) -> tuple[Problem, Expectations]:
     """The problem of a case and what a backend should answer: y, dx."""
     p = build(case)
     dtype = arithmetic(p.x.dtype)
-    unit, numbers = ROUNDINGS * half_spacing(dtype), ACTS[case.act].numbers
+    unit, numbers = unit_of(dtype), ACTS[case.act].numbers
     exact, peer = compose_relu(case, p, torch.float64), compose_relu(case, p, dtype)
     z = exact.z.detach()
     p = steered(case, p, near_kink(z, torch.zeros_like(z), case))

@@ -1,8 +1,8 @@
 """How far rounding alone can move each result: the floors of the comparison rule, in float64.
 
 u is half the spacing at 1 of the arithmetic's dtype (fp32, or fp64 for fp64). Every intermediate may be off
-by ROUNDINGS * u of its size. The rounding errors of a sum's partial sums add up like a random walk: allowed is
-that of chains of 2 * WALK^2 terms (and of one chain where there are fewer),
+by ROUNDINGS * u of its size. The rounding errors of a sum's partial sums add up like a random walk: allowed
+is that of chains of 2 * WALK^2 terms (and of one chain where there are fewer),
     ROUNDINGS * u * WALK * sqrt(sum of the squared terms),
 whatever the length of the sum: one long fp32 accumulator does not pass. One number per channel, the mean, is
 stored rounded; at a large offset its rounding dominates everything else, and no algorithm that stores it can
@@ -20,8 +20,9 @@ ROUNDINGS = 2.0
 WALK = 16.0
 
 
-def half_spacing(dtype: torch.dtype) -> float:
-    return 2.0**-53 if dtype == torch.float64 else 2.0**-24
+def unit_of(dtype: torch.dtype) -> float:
+    """ROUNDINGS * u of an arithmetic. fp64 gets four times that: it is judged in fp64, which rounds as well."""
+    return 4 * ROUNDINGS * 2.0**-53 if dtype == torch.float64 else ROUNDINGS * 2.0**-24
 
 
 def walk_length(n: int) -> float:
@@ -37,7 +38,7 @@ class Statistics:
     squares: Tensor  # the root of the sum of the fourth powers of the deviations: the size of var's walk
     eps: float
     n: int
-    unit: float  # ROUNDINGS * u
+    unit: float
     quantum: float  # the smallest denormal of the arithmetic
 
     @property

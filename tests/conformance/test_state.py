@@ -9,11 +9,11 @@ from torch import nn
 import fastnorm
 from fastnorm.testing.compare import Expectation, check, ulp
 from fastnorm.testing.oracle import composed_relu
-from fastnorm.testing.rounding import ROUNDINGS, half_spacing
+from fastnorm.testing.rounding import unit_of
 
 from .backends import DEVICE, Backend, each_backend, random
 
-UNIT = ROUNDINGS * half_spacing(torch.float32)
+UNIT = unit_of(torch.float32)
 
 
 def agree(ours: torch.Tensor, exact: torch.Tensor, peer: torch.Tensor, label: str) -> None:
