@@ -30,22 +30,23 @@ struct PlaneGrad {
   }
 };
 
-// Adds a run's dz and dz * (x - mean) to the lanes of s and q; each(i, n, dz) sees every dz on the way.
+// Adds dz and dz * (x - mean) of a run's elements [begin, end) to the lanes of s and q; each(i, n, dz) sees every dz.
 template <bool kResidual, class T, class Act, class F>
-FASTNORM_INLINE void sum_run(const PlaneGrad<T, Act>& g, int64_t length, vec_t<T>& s, vec_t<T>& q, F each) {
+FASTNORM_INLINE void sum_piece(const PlaneGrad<T, Act>& g, int64_t begin, int64_t end, vec_t<T>& s, vec_t<T>& q,
+                               F each) {
   using V = vec_t<T>;
   constexpr int L = kLanes<T>;
   V s1{}, q1{};
-  int64_t i = 0;
-  for (; i + 2 * L <= length; i += 2 * L) {
+  int64_t i = begin;
+  for (; i + 2 * L <= end; i += 2 * L) {
     const V xa = load(g.x + i), xb = load(g.x + i + L);
     const V a = g.template dz<kResidual>(i, L, xa), b = g.template dz<kResidual>(i + L, L, xb);
     each(i, L, a), each(i + L, L, b);
     s += a, s1 += b;
     q += a * (xa - g.mean), q1 += b * (xb - g.mean);
   }
-  for (; i < length; i += L) {
-    const int n = length - i < L ? static_cast<int>(length - i) : L;
+  for (; i < end; i += L) {
+    const int n = end - i < L ? static_cast<int>(end - i) : L;
     const V xi = load(g.x + i, n);
     const V dz = keep_first<T>(g.template dz<kResidual>(i, n, xi), n);
     each(i, n, dz);
@@ -54,6 +55,19 @@ FASTNORM_INLINE void sum_run(const PlaneGrad<T, Act>& g, int64_t length, vec_t<T
   }
   s += s1;
   q += q1;
+}
+
+// A whole run of channel j, emptied into double where it is long.
+template <bool kResidual, class T, class Act, class F>
+FASTNORM_INLINE void sum_run(const PlaneGrad<T, Act>& g, int64_t length, PairSums<vec_t<T>, kMostChannels>& lanes,
+                             int j, F each) {
+  constexpr int64_t kPiece = kChain * kLanes<T>;
+  int64_t i = 0;
+  for (; i + kPiece <= length; i += kPiece) {
+    sum_piece<kResidual>(g, i, i + kPiece, lanes.s[j], lanes.q[j], each);
+    lanes.take(j);
+  }
+  sum_piece<kResidual>(g, i, length, lanes.s[j], lanes.q[j], each);
 }
 
 // Activations are passed by value here and below: a kernel's own copy lies in registers, where no store can be taken to
@@ -65,10 +79,11 @@ template <class T, class Act>
 void sum_chunk(const BatchNormBwd& args, const Act act, const PlaneChunk& k, int64_t c0, int count,
                const Affine<acc_t<T>>* affine, bool write_dx, ChannelSums* sums) {
   using V = vec_t<T>;
-  V s[kMostChannels] = {}, q[kMostChannels] = {};
+  const int64_t length = k.s1 - k.s0;
+  PairSums<V, kMostChannels> lanes;
   for (int64_t n = k.n0; n < k.n1; ++n) {
     for (int j = 0; j < count; ++j) {
-      const int64_t at = (n * args.shape.C + c0 + j) * args.shape.S + k.s0, length = k.s1 - k.s0;
+      const int64_t at = (n * args.shape.C + c0 + j) * args.shape.S + k.s0;
       const PlaneGrad<T, Act> g(args, act, affine[j], at);
       T* dx = write_dx ? static_cast<T*>(args.dx) + at : nullptr;
       T* dresidual = args.dresidual == nullptr ? nullptr : static_cast<T*>(args.dresidual) + at;
@@ -76,15 +91,13 @@ void sum_chunk(const BatchNormBwd& args, const Act act, const PlaneChunk& k, int
         if (dresidual != nullptr) store(dresidual + i, dz, m);
         if (dx != nullptr) store(dx + i, dz * g.scale, m);
       };
-      if (g.residual != nullptr) sum_run<true>(g, length, s[j], q[j], each);
-      else if (write_dx) sum_run<false>(g, length, s[j], q[j], each);
-      else sum_run<false>(g, length, s[j], q[j], [](int64_t, int, V) {});
+      if (g.residual != nullptr) sum_run<true>(g, length, lanes, j, each);
+      else if (write_dx) sum_run<false>(g, length, lanes, j, each);
+      else sum_run<false>(g, length, lanes, j, [](int64_t, int, V) {});
     }
+    lanes.round(length % (kChain * kLanes<T>) / kLanes<T> + 1, count);
   }
-  for (int j = 0; j < count; ++j) {
-    sums[j].sum += lane_sum(s[j]);
-    sums[j].product += lane_sum(q[j]);
-  }
+  lanes.add_to(sums, count);
 }
 
 // dx of elements [s0, s1) of one plane, from dz as computed again, or as dresidual holds it.

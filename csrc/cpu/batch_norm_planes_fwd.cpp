@@ -40,18 +40,23 @@ template <class T>
 void sum_chunk(const BatchNormFwd& args, const PlaneChunk& k, int64_t c0, int count, const double* shift,
                ChannelSums* sums) {
   using V = vec_t<T>;
+  constexpr int64_t kPiece = kChain * kLanes<T>;
   const BatchNormShape& shape = args.shape;
-  V s[kMostChannels] = {}, q[kMostChannels] = {};
+  PairSums<V, kMostChannels> lanes;
   for (int64_t n = k.n0; n < k.n1; ++n) {
     const T* x = static_cast<const T*>(args.x) + (n * shape.C + c0) * shape.S;
     for (int j = 0; j < count; ++j, x += shape.S) {
-      sum_run(x + k.s0, k.s1 - k.s0, splat<V>(static_cast<acc_t<T>>(shift[j])), s[j], q[j]);
+      const V near = splat<V>(static_cast<acc_t<T>>(shift[j]));
+      int64_t s = k.s0;
+      for (; s + kPiece <= k.s1; s += kPiece) {
+        sum_run(x + s, kPiece, near, lanes.s[j], lanes.q[j]);
+        lanes.take(j);
+      }
+      sum_run(x + s, k.s1 - s, near, lanes.s[j], lanes.q[j]);
     }
+    lanes.round((k.s1 - k.s0) % kPiece / kLanes<T> + 1, count);
   }
-  for (int j = 0; j < count; ++j) {
-    sums[j].sum += lane_sum(s[j]);
-    sums[j].product += lane_sum(q[j]);
-  }
+  lanes.add_to(sums, count);
 }
 
 // A value near the channel's mean: the average of a few vectors of it, 0 if that is not finite.

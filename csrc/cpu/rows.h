@@ -73,7 +73,7 @@ template <class T, class F>
 FASTNORM_INLINE void each_column_group(int64_t rows, int64_t width, int64_t streams, F f) {
   constexpr int L = kLanes<T>;
   const int64_t row_bytes = width * static_cast<int64_t>(sizeof(T)) * streams;
-  int64_t tile = width <= 4 * L ? rows : kTileBytes / row_bytes;
+  int64_t tile = width <= 4 * L ? kChain : kTileBytes / row_bytes;
   if (tile < 8) tile = 8;
   for (int64_t r = 0; r < rows; r += tile) {
     const int64_t count = rows - r < tile ? rows - r : tile;

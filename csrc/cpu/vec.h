@@ -45,6 +45,70 @@ FASTNORM_INLINE double lane_sum(V v) {
   return sum;
 }
 
+// A sum in double lanes, fed with lanes of the arithmetic's type: chains of fp32 additions stay short, so that rounding
+// that always goes the same way (x - shift of few distinct values) cannot add up.
+constexpr int kChain = 64;  // vectors added to one before they move to double
+template <class V>
+class WideSum;
+template <>
+class WideSum<vdouble> {
+ public:
+  FASTNORM_INLINE void take(vdouble& v) { sum_ += v, v = vdouble{}; }
+  FASTNORM_INLINE double total() const { return lane_sum(sum_); }
+
+ private:
+  vdouble sum_{};
+};
+template <>
+class WideSum<vfloat> {
+ public:
+  FASTNORM_INLINE void take(vfloat& v) {
+#if defined(__AVX512F__)
+    low_ += (vdouble)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+    high_ += (vdouble)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+#elif defined(__AVX2__)
+    low_ += (vdouble)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v));
+    high_ += (vdouble)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1));
+#else
+    constexpr int kHalf = kRegister / static_cast<int>(sizeof(double));
+    for (int i = 0; i < kHalf; ++i) low_[i] += v[i], high_[i] += v[i + kHalf];
+#endif
+    v = vfloat{};
+  }
+  FASTNORM_INLINE double total() const { return lane_sum(low_ + high_); }
+
+ private:
+  vdouble low_{}, high_{};
+};
+
+// The two sums of several channels at once: lanes, emptied into double after every kChain vectors.
+template <class V, int kMost>
+class PairSums {
+ public:
+  V s[kMost] = {}, q[kMost] = {};
+
+  // After each round of runs of `vectors` vectors, at most kChain, in the first `count` channels.
+  FASTNORM_INLINE void round(int64_t vectors, int count) {
+    pending_ += vectors;
+    if (pending_ < kChain) return;
+    for (int j = 0; j < count; ++j) take(j);
+    pending_ = 0;
+  }
+  FASTNORM_INLINE void take(int j) { wide_s_[j].take(s[j]), wide_q_[j].take(q[j]); }
+  template <class Sums>
+  FASTNORM_INLINE void add_to(Sums* sums, int count) {
+    for (int j = 0; j < count; ++j) {
+      take(j);
+      sums[j].sum += wide_s_[j].total();
+      sums[j].product += wide_q_[j].total();
+    }
+  }
+
+ private:
+  WideSum<V> wide_s_[kMost], wide_q_[kMost];
+  int64_t pending_ = 0;
+};
+
 // ---- full registers
 
 template <class V, class T>

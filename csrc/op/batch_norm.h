@@ -42,8 +42,8 @@ struct BatchNormBwd {
   bool batch_stats, unbiased, stream;
 };
 
-// A chunk of a channel in plane order: elements [s0, s1) of planes [n0, n1). As much as is summed in fp32 before the
-// sum moves to double: short enough for the rounding to stay below what fp32 inputs carry, long enough to be free.
+// A chunk of a channel in plane order: elements [s0, s1) of planes [n0, n1), the unit of work where threads share a
+// channel. Its sums are doubles (cpu/vec.h, PairSums); chunks are added in their order, whoever took them.
 struct PlaneChunk {
   int64_t n0, n1, s0, s1;
 };
@@ -67,10 +67,10 @@ FASTNORM_INLINE PlaneChunk plane_chunk(const BatchNormShape& s, int64_t k) {
 // Channels that a kernel takes together in plane order, at most: their planes lie side by side in memory.
 constexpr int64_t kMostChannels = 16;
 
-// Rows of one block in row order; partial sums are kept per block.
+// Rows of one block in row order; partial sums are kept per block, few enough rows for fp32.
 FASTNORM_INLINE int64_t rows_of_block(const BatchNormShape& s) {
   const int64_t share = (s.N + 63) / 64;
-  return share < 256 ? 256 : share > 2048 ? 2048 : share;
+  return share < 256 ? 256 : share > 512 ? 512 : share;
 }
 FASTNORM_INLINE int64_t blocks_of_rows(const BatchNormShape& s) {
   const int64_t rows = rows_of_block(s);

@@ -23,6 +23,7 @@ def load() -> None:
     path = os.environ.get("FASTNORM_EXTENSION")
     try:
         _State.module = _load_file(path) if path else importlib.import_module("fastnorm._C")
+        _check_isa(_State.module)
     except ModuleNotFoundError as error:
         if error.name != "fastnorm._C":
             raise
@@ -31,6 +32,15 @@ def load() -> None:
         _State.missing = (
             f"the compiled extension does not load here ({str(error).splitlines()[0]}); it may have been built for "
             f"another torch or machine; {_BUILD}"
+        )
+
+
+def _check_isa(module: ModuleType) -> None:
+    wanted = os.environ.get("FASTNORM_CPU")
+    if wanted and module.cpu_isa() != wanted:
+        raise ValueError(
+            f"FASTNORM_CPU={wanted}: kernels for it do not exist or this CPU cannot run them; "
+            f"use default, avx2 or avx512 (the best here is chosen where it is unset)"
         )
 
 

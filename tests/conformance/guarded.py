@@ -83,8 +83,18 @@ def crash() -> None:
     ctypes.c_float.from_address(t.data_ptr() + 7 * t.element_size()).value  # noqa: B018
 
 
+def overrun() -> None:
+    """Writes one byte behind an allocation of torch's: what the heap checker is there to report."""
+    t = torch.empty(33, dtype=torch.uint8)
+    ctypes.c_char.from_address(t.data_ptr() + 33).value = b"\x55"
+    print("overrun", flush=True)
+    del t
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "crash":
         crash()
+    elif sys.argv[1] == "overrun":
+        overrun()
     else:
         main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -73,14 +73,17 @@ def test_threads(case: Case, backend: Backend, threads: None) -> None:
         assert_same(first, outputs(case, backend), f"between 1 and {count} threads")
 
 
-@pytest.mark.parametrize("backend", REQUIRED, ids=str)
+@pytest.mark.parametrize("backend", FAST, ids=str)
 def test_python_threads(backend: Backend) -> None:
-    """Several Python threads at once get what one gets: no scratch memory is shared."""
+    """Several Python threads at once get what one gets: no scratch memory is shared.
+
+    Not for Triton's interpreter, which keeps the running program's id in a global of its own.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
-    cases = [NormCase((5, 7, 3, 11), seed=s, act="full") for s in range(2 if backend.slow else 4)]
+    cases = [NormCase((5, 7, 3, 11), seed=s, act="full") for s in range(4)]
     single = [outputs(case, backend) for case in cases]
     with ThreadPoolExecutor(4) as pool:
-        for _ in range(1 if backend.slow else 5):
+        for _ in range(5):
             for alone, together in zip(single, pool.map(lambda c: outputs(c, backend), cases), strict=True):
                 assert_same(alone, together, "among Python threads")

@@ -31,7 +31,8 @@ def report(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_the_guard_bites() -> None:
-    assert guarded("crash").returncode < 0
+    result = guarded("crash")
+    assert result.stdout.strip() == "crash" and result.returncode != 0
 
 
 @on_cpu
@@ -59,10 +60,10 @@ def _malloc_debug() -> str | None:
 @pytest.mark.skipif(_malloc_debug() is None, reason="needs glibc's malloc checker (2.34 or later)")
 def test_heap_stays_whole(backend: Backend) -> None:
     """Outputs are torch's own allocations: glibc's checker aborts at a byte written behind one."""
-    result = guarded(
-        backend.namespace, str(TOTAL * 4 // 5), str(TOTAL),
-        LD_PRELOAD=str(_malloc_debug()), GLIBC_TUNABLES="glibc.malloc.check=3", MALLOC_CHECK_="3",
-    )  # fmt: skip
+    checker = {"LD_PRELOAD": str(_malloc_debug()), "GLIBC_TUNABLES": "glibc.malloc.check=3", "MALLOC_CHECK_": "3"}
+    bite = guarded("overrun", **checker)
+    assert bite.stdout.strip() == "overrun" and bite.returncode != 0
+    result = guarded(backend.namespace, str(TOTAL * 4 // 5), str(TOTAL), **checker)
     assert result.returncode == 0, report(result)
 
 
