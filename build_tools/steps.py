@@ -14,6 +14,7 @@ TORCH_TARGET_VERSION = "0x020A000000000000"
 COMMON_FLAGS = (
     *("-std=c++17", "-fPIC", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    "-fno-tree-slp-vectorize",  # the loops are vectors already; packing their pointers into more stalls short planes
     *("-Wall", "-Wextra", "-Icsrc"),
 )
 RELEASE_FLAGS = ("-O3", "-g0")

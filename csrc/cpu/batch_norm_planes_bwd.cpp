@@ -100,19 +100,27 @@ void sum_chunk(const BatchNormBwd& args, const Act act, const PlaneChunk& k, int
   lanes.add_to(sums, count);
 }
 
+// The numbers of dx = dz * scale + (x - mean) * slope + offset, in the arithmetic's type.
+template <class A>
+struct GradNumbers {
+  A scale, slope, offset;
+
+  static GradNumbers of(const InputGrad& g) {
+    return {static_cast<A>(g.scale), static_cast<A>(g.slope), static_cast<A>(g.offset)};
+  }
+};
+
 // dx of elements [s0, s1) of one plane, from dz as computed again, or as dresidual holds it.
 template <class T, class Act>
 FASTNORM_INLINE void write_plane(const BatchNormBwd& args, const Act& act, const Affine<acc_t<T>>& affine,
-                                 const InputGrad& grad, int64_t plane, int64_t s0, int64_t s1) {
+                                 const GradNumbers<acc_t<T>>& grad, int64_t plane, int64_t s0, int64_t s1) {
   using V = vec_t<T>;
-  using A = acc_t<T>;
   const int64_t at = plane * args.shape.S + s0, length = s1 - s0;
   const PlaneGrad<T, Act> g(args, act, affine, at);
-  const V scale = splat<V>(static_cast<A>(grad.scale)), slope = splat<V>(static_cast<A>(grad.slope));
-  const V offset = splat<V>(static_cast<A>(grad.offset));
+  const V scale = splat<V>(grad.scale), slope = splat<V>(grad.slope), offset = splat<V>(grad.offset);
   T* dx = static_cast<T*>(args.dx) + at;
   const auto dx_of = [&](V dz, V xi) { return dz * scale + ((xi - g.mean) * slope + offset); };
-  if (g.residual != nullptr && args.dresidual != nullptr && sizeof(T) >= sizeof(A)) {
+  if (g.residual != nullptr && args.dresidual != nullptr && sizeof(T) >= sizeof(acc_t<T>)) {
     const T* dz = static_cast<const T*>(args.dresidual) + at;
     write_run(dx, length, args.stream, [&](int64_t i, int n) { return dx_of(load(dz + i, n), load(g.x + i, n)); });
   } else if (g.residual != nullptr) {
@@ -150,12 +158,12 @@ void planes_bwd(const BatchNormBwd& args, int64_t channel0, int64_t channel1) {
       const int count = static_cast<int>(channel1 - c0 < args.together ? channel1 - c0 : args.together);
       Affine<acc_t<T>> affine[kMostChannels];
       ChannelSums sums[kMostChannels] = {};
-      InputGrad grads[kMostChannels];
+      GradNumbers<acc_t<T>> grads[kMostChannels];
       for (int j = 0; j < count; ++j) affine[j] = affine_of<acc_t<T>>(args, c0 + j);
       for (int64_t k = 0; k < chunks; ++k) {
         sum_chunk<T>(args, act, plane_chunk(args.shape, k), c0, count, affine, one_sweep, sums);
       }
-      for (int j = 0; j < count; ++j) grads[j] = finish_grads(args, c0 + j, sums[j]);
+      for (int j = 0; j < count; ++j) grads[j] = GradNumbers<acc_t<T>>::of(finish_grads(args, c0 + j, sums[j]));
       if (args.dx == nullptr || one_sweep) continue;
       for (int64_t n = args.shape.N - 1; n >= 0; --n) {
         for (int j = 0; j < count; ++j) {
@@ -188,7 +196,7 @@ void planes_grad_write(const BatchNormBwd& args, const InputGrad* grads, int64_t
       const int64_t plane = u / pieces, c = plane % args.shape.C;
       const int64_t s0 = u % pieces * kChunkElements, s1 = s0 + kChunkElements;
       const auto affine = affine_of<acc_t<T>>(args, c);
-      write_plane<T>(args, act, affine, grads[c], plane, s0, s1 < args.shape.S ? s1 : args.shape.S);
+      write_plane<T>(args, act, affine, GradNumbers<acc_t<T>>::of(grads[c]), plane, s0, s1 < args.shape.S ? s1 : args.shape.S);
     }
   });
 }

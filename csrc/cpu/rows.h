@@ -91,19 +91,17 @@ FASTNORM_INLINE void each_column_group(int64_t rows, int64_t width, int64_t stre
 template <class T, class F>
 FASTNORM_INLINE void write_rows(T* out, int64_t rows, int64_t width, bool stream_out, F f) {
   constexpr int L = kLanes<T>;
-  const bool aligned = reinterpret_cast<uintptr_t>(out) % (2 * L * sizeof(T)) == 0 && width % (2 * L) == 0;
+  const bool aligned = reinterpret_cast<uintptr_t>(out) % kRegister == 0 &&
+                       width * static_cast<int64_t>(sizeof(T)) % kRegister == 0;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t base = r * width;
     int64_t c = 0;
-    if (stream_out && aligned) {
-      for (; c < width; c += 2 * L) {
-        const auto a = f(base + c, c, L), b = f(base + c + L, c + L, L);
-        stream_pair(out + base + c, a, b);
-      }
-    }
-    for (; c + 2 * L <= width; c += 2 * L) {
-      const auto a = f(base + c, c, L), b = f(base + c + L, c + L, L);
-      store_pair(out + base + c, a, b);
+    for (; c + 4 * L <= width; c += 4 * L) {  // four at a time: stores past the caches want bursts
+      const auto v0 = f(base + c, c, L), v1 = f(base + c + L, c + L, L);
+      const auto v2 = f(base + c + 2 * L, c + 2 * L, L), v3 = f(base + c + 3 * L, c + 3 * L, L);
+      T* o = out + base + c;
+      if (stream_out && aligned) stream_pair(o, v0, v1), stream_pair(o + 2 * L, v2, v3);
+      else store_pair(o, v0, v1), store_pair(o + 2 * L, v2, v3);
     }
     for (; c + L <= width; c += L) store(out + base + c, f(base + c, c, L));
     if (c < width) {
