@@ -2,7 +2,7 @@
 
 from fastnorm import functional, nn
 from fastnorm._version import __version__
-from fastnorm.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, GeneralRelu, LessonBatchNorm
+from fastnorm.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, GeneralRelu, LessonBatchNorm, SyncBatchNorm
 from fastnorm.ops.backend import available_backends, use_backend
 from fastnorm.report import explain
 
@@ -12,6 +12,7 @@ __all__ = [
     "BatchNorm3d",
     "GeneralRelu",
     "LessonBatchNorm",
+    "SyncBatchNorm",
     "__version__",
     "available_backends",
     "explain",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from fastnorm.activation import Activation, as_activation, checked_activation
 from fastnorm.autograd import batch_norm as _batch_norm
 from fastnorm.autograd import general_relu as _general_relu
+from fastnorm.autograd import sync_batch_norm as _sync_batch_norm
 from fastnorm.checks import (
     channel_vector,
     check_batch,
@@ -18,7 +21,7 @@ from fastnorm.checks import (
 )
 from fastnorm.ops.backend import resolve
 
-__all__ = ["batch_norm", "general_relu"]
+__all__ = ["batch_norm", "general_relu", "synchronized_batch_norm"]
 
 
 def general_relu(
@@ -111,5 +114,44 @@ def batch_norm(
         unbiased,
         detach_stats,
         resolve(input, backend),
+        as_activation(act),
+    )
+
+
+def synchronized_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    momentum: float | Tensor = 0.1,
+    eps: float = 1e-5,
+    *,
+    group: Any = None,
+    act: nn.Module | Activation | None = None,
+    residual: Tensor | None = None,
+    unbiased: bool = False,
+) -> Tensor:
+    """Training batch norm over the batches of all processes of a group; else as `batch_norm`.
+
+    Every process of the group must call it. Plain PyTorch around two differentiable all-reduces: the count and the
+    sums, then the sums of squared deviations, so that nothing cancels.
+
+    Raises: as `batch_norm`; ValueError if all processes together have one value per channel.
+    """
+    check_floating(input, "batch_norm")
+    check_running(running_mean, running_var, True)
+    return _sync_batch_norm.synchronized_batch_norm(
+        input,
+        channel_vector(weight, "weight", input),
+        channel_vector(bias, "bias", input),
+        residual_like(residual, input),
+        channel_vector(running_mean, "running_mean", input),
+        channel_vector(running_var, "running_var", input),
+        momentum_factor(momentum, input),
+        0.0 if isinstance(momentum, Tensor) else float(momentum),
+        float(eps),
+        unbiased,
+        group,
         as_activation(act),
     )

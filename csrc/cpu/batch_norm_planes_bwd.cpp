@@ -136,17 +136,6 @@ FASTNORM_INLINE void write_plane(const BatchNormBwd& args, const Act& act, const
   }
 }
 
-template <class F>
-void with_types(const BatchNormBwd& args, F&& f) {
-  with_dtype(args.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    with_activation(args.act, [&](auto activation) {
-      f(type, typename decltype(activation)::template Of<vec_t<T>>(args.act));
-    });
-  });
-  if (args.stream) stream_fence();
-}
-
 }  // namespace
 
 void planes_bwd(const BatchNormBwd& args, int64_t channel0, int64_t channel1) {

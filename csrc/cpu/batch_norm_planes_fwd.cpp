@@ -117,17 +117,6 @@ FASTNORM_INLINE void write_plane(const BatchNormFwd& args, const Act& act, const
   });
 }
 
-template <class F>
-void with_types(const BatchNormFwd& args, F&& f) {
-  with_dtype(args.dtype, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    with_activation(args.act, [&](auto activation) {
-      f(type, typename decltype(activation)::template Of<vec_t<T>>(args.act));
-    });
-  });
-  if (args.stream) stream_fence();
-}
-
 }  // namespace
 
 void planes_fwd(const BatchNormFwd& args, int64_t channel0, int64_t channel1) {

@@ -90,34 +90,31 @@ void write_dx(const Pointers<T> p, const Act act, int64_t rows, int64_t width, c
 
 void rows_grad_sum(const BatchNormBwd& args, ChannelSums* partial, int64_t block0, int64_t block1) {
   const int64_t M = args.shape.N, C = args.shape.C, block = rows_of_block(args.shape);
-  with_dtype(args.dtype, [&](auto* type) {
+  with_types(args, [&](auto* type, const auto act) {
     using T = std::remove_pointer_t<decltype(type)>;
     const RowPlan plan = RowPlan::of<T>(C, 0);
     const auto columns = affine_columns<T>(args, plan);
-    with_activation(args.act, [&](auto activation) {
-      const typename decltype(activation)::template Of<vec_t<T>> act(args.act);
-      for (int64_t b = block0; b < block1; ++b) {
-        columns.clear(kFirst), columns.clear(kSecond);
-        plan.each(b * block, b * block + block < M ? b * block + block : M,
-                  [&](int64_t first, int64_t rows, int64_t width) {
-                    const Pointers<T> p(args, first);
-                    T* now_dx = args.batch_stats ? nullptr : p.dx;
-                    if (p.residual != nullptr || now_dx != nullptr) {
-                      sum_columns<true>(p, now_dx, act, rows, width, columns);
-                    } else {
-                      sum_columns<false>(p, now_dx, act, rows, width, columns);
-                    }
-                  });
-        for (int64_t c = 0; c < C; ++c) partial[b * C + c] = {columns.total(kFirst, c), columns.total(kSecond, c)};
-      }
-    });
+    for (int64_t b = block0; b < block1; ++b) {
+      columns.clear(kFirst), columns.clear(kSecond);
+      plan.each(b * block, b * block + block < M ? b * block + block : M,
+                [&](int64_t first, int64_t rows, int64_t width) {
+                  const Pointers<T> p(args, first);
+                  T* now_dx = args.batch_stats ? nullptr : p.dx;
+                  if (p.residual != nullptr || now_dx != nullptr) {
+                    sum_columns<true>(p, now_dx, act, rows, width, columns);
+                  } else {
+                    sum_columns<false>(p, now_dx, act, rows, width, columns);
+                  }
+                });
+      for (int64_t c = 0; c < C; ++c) partial[b * C + c] = {columns.total(kFirst, c), columns.total(kSecond, c)};
+    }
   });
 }
 
 void rows_grad_write(const BatchNormBwd& args, const InputGrad* grads, int64_t block0, int64_t block1) {
   const int64_t M = args.shape.N, C = args.shape.C, block = rows_of_block(args.shape);
   const int64_t row0 = block0 * block, row1 = block1 * block < M ? block1 * block : M;
-  with_dtype(args.dtype, [&](auto* type) {
+  with_types(args, [&](auto* type, const auto act) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
     const RowPlan plan = RowPlan::of<T>(C, kWriteWidth);
@@ -125,16 +122,12 @@ void rows_grad_write(const BatchNormBwd& args, const InputGrad* grads, int64_t b
     columns.fill(kFirst, [&](int64_t c) { return static_cast<A>(grads[c].scale); });
     columns.fill(kSecond, [&](int64_t c) { return static_cast<A>(grads[c].slope); });
     columns.fill(kThird, [&](int64_t c) { return static_cast<A>(grads[c].offset); });
-    with_activation(args.act, [&](auto activation) {
-      const typename decltype(activation)::template Of<vec_t<T>> act(args.act);
-      plan.each(row0, row1, [&](int64_t first, int64_t rows, int64_t width) {
-        const Pointers<T> p(args, first);
-        if (p.residual != nullptr) write_dx<true>(p, act, rows, width, columns, args.stream);
-        else write_dx<false>(p, act, rows, width, columns, args.stream);
-      });
+    plan.each(row0, row1, [&](int64_t first, int64_t rows, int64_t width) {
+      const Pointers<T> p(args, first);
+      if (p.residual != nullptr) write_dx<true>(p, act, rows, width, columns, args.stream);
+      else write_dx<false>(p, act, rows, width, columns, args.stream);
     });
   });
-  if (args.stream) stream_fence();
 }
 
 }  // namespace FASTNORM_ISA

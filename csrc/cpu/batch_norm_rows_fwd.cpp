@@ -95,7 +95,7 @@ void rows_sum(const BatchNormFwd& args, const double* shift, ChannelSums* partia
 
 void rows_write(const BatchNormFwd& args, int64_t block0, int64_t block1) {
   const int64_t M = args.shape.N, C = args.shape.C, block = rows_of_block(args.shape);
-  with_dtype(args.dtype, [&](auto* type) {
+  with_types(args, [&](auto* type, const auto act) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = acc_t<T>;
     const RowPlan plan = RowPlan::of<T>(C, kWriteWidth);
@@ -103,12 +103,8 @@ void rows_write(const BatchNormFwd& args, int64_t block0, int64_t block1) {
     numbers.fill(0, [&](int64_t c) { return affine_of<A>(args, c).mean; });
     numbers.fill(1, [&](int64_t c) { return affine_of<A>(args, c).scale; });
     numbers.fill(2, [&](int64_t c) { return affine_of<A>(args, c).bias; });
-    with_activation(args.act, [&](auto activation) {
-      const typename decltype(activation)::template Of<vec_t<T>> act(args.act);
-      write_block<T>(args, act, plan, numbers, block0 * block, block1 * block < M ? block1 * block : M);
-    });
+    write_block<T>(args, act, plan, numbers, block0 * block, block1 * block < M ? block1 * block : M);
   });
-  if (args.stream) stream_fence();
 }
 
 }  // namespace FASTNORM_ISA

@@ -8,30 +8,21 @@ namespace fastnorm {
 namespace FASTNORM_ISA {
 
 void general_relu_fwd(const GeneralReluArgs& args, int64_t begin, int64_t end) {
-  with_dtype(args.dtype, [&](auto* type) {
+  with_types(args, [&](auto* type, const auto act) {
     using T = std::remove_pointer_t<decltype(type)>;
     const T* x = static_cast<const T*>(args.x) + begin;
-    with_activation(args.act, [&](auto activation) {
-      const typename decltype(activation)::template Of<vec_t<T>> act(args.act);
-      write_run(static_cast<T*>(args.out) + begin, end - begin, args.stream,
-                [=](int64_t i, int n) { return act.forward(load(x + i, n)); });
-    });
+    write_run(static_cast<T*>(args.out) + begin, end - begin, args.stream,
+              [=](int64_t i, int n) { return act.forward(load(x + i, n)); });
   });
-  if (args.stream) stream_fence();
 }
 
 void general_relu_bwd(const GeneralReluArgs& args, int64_t begin, int64_t end) {
-  with_dtype(args.dtype, [&](auto* type) {
+  with_types(args, [&](auto* type, const auto act) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const T* x = static_cast<const T*>(args.x) + begin;
-    const T* dy = static_cast<const T*>(args.dy) + begin;
-    with_activation(args.act, [&](auto activation) {
-      const typename decltype(activation)::template Of<vec_t<T>> act(args.act);
-      write_run(static_cast<T*>(args.out) + begin, end - begin, args.stream,
-                [=](int64_t i, int n) { return act.backward(load(x + i, n), load(dy + i, n)); });
-    });
+    const T *x = static_cast<const T*>(args.x) + begin, *dy = static_cast<const T*>(args.dy) + begin;
+    write_run(static_cast<T*>(args.out) + begin, end - begin, args.stream,
+              [=](int64_t i, int n) { return act.backward(load(x + i, n), load(dy + i, n)); });
   });
-  if (args.stream) stream_fence();
 }
 
 }  // namespace FASTNORM_ISA

@@ -1,7 +1,10 @@
 // The loops that kernels share: over a run of elements, and over the storage types.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/vec.h"
+#include "math/general_relu.h"
 #include "op/tensor.h"
 
 namespace fastnorm {
@@ -44,6 +47,18 @@ void with_dtype(Dtype dtype, F&& f) {
     case Dtype::bf16: return f(static_cast<bfloat16*>(nullptr));
     case Dtype::f16: return f(static_cast<float16*>(nullptr));
   }
+}
+
+// Calls f with a null pointer of the storage type and the activation, and waits for streamed stores.
+template <class Args, class F>
+void with_types(const Args& args, F&& f) {
+  with_dtype(args.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    with_activation(args.act, [&](auto activation) {
+      f(type, typename decltype(activation)::template Of<vec_t<T>>(args.act));
+    });
+  });
+  if (args.stream) stream_fence();
 }
 
 }  // namespace FASTNORM_ISA

@@ -135,9 +135,7 @@ def _through_reference(
         with torch.no_grad():
             mean, var = eager.batch_statistics(x.detach())
             n = eager.elements_per_channel(x)
-            lerp = momentum if factor is None else factor.to(mean.dtype)
-            eager.update_running(running_mean, mean, lerp)
-            eager.update_running(running_var, var * (n / max(n - 1, 1)), lerp)
+            eager.move_running(running_mean, running_var, mean, var, n, momentum, factor)
     return eager.batch_norm(x, weight, bias, residual, fixed, eps, unbiased, detach_stats, *act)
 
 

@@ -74,10 +74,20 @@ def batch_norm(
     return (activate(z, *activation) if act else z).to(x.dtype)
 
 
-def update_running(running: Tensor | None, stat: Tensor, factor: float | Tensor) -> None:
-    """running = lerp(running, stat, factor), in place, computed in the statistic's dtype (N4)."""
-    if running is not None:
-        running.copy_(running.to(stat.dtype) * (1 - factor) + stat * factor)
+def move_running(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    n: int,
+    momentum: float,
+    factor: Tensor | None,
+) -> None:
+    """running = lerp(running, batch statistic, momentum or factor), in place, of n / (n - 1) * var (N4)."""
+    lerp = momentum if factor is None else factor.to(mean.dtype)
+    for running, stat in ((running_mean, mean), (running_var, var * (n / max(n - 1, 1)))):
+        if running is not None:
+            running.copy_(running.to(stat.dtype) * (1 - lerp) + stat * lerp)
 
 
 def batch_norm_fwd(
@@ -107,9 +117,7 @@ def batch_norm_fwd(
     else:
         mean, var = batch_statistics(x)
         rstd = inverse_std(var, n, eps, unbiased)
-        lerp = momentum if factor is None else factor.to(mean.dtype)
-        update_running(running_mean, mean, lerp)
-        update_running(running_var, var * (n / max(n - 1, 1)), lerp)
+        move_running(running_mean, running_var, mean, var, n, momentum, factor)
     z = normalize(x, mean, rstd, weight, bias, residual)
     y = (activate(z, *activation) if act else z).to(x.dtype)
     return y.contiguous(memory_format=memory_format_of(x)), mean, rstd

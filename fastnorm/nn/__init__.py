@@ -2,5 +2,6 @@
 
 from fastnorm.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, LessonBatchNorm
 from fastnorm.nn.general_relu import GeneralRelu
+from fastnorm.nn.sync_batch_norm import SyncBatchNorm
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GeneralRelu", "LessonBatchNorm"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GeneralRelu", "LessonBatchNorm", "SyncBatchNorm"]
