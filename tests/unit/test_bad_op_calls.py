@@ -39,6 +39,7 @@ def forward() -> Arguments:
         "momentum": 0.1,
         "eps": 1e-5,
         "unbiased": False,
+        "detach_stats": False,
         "act": True,
         **dict(zip(("leak", "sub", "maxv", "max_leak"), ACT, strict=True)),
     }

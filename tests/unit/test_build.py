@@ -80,7 +80,8 @@ def test_copies_share_no_inline_function() -> None:
     for isa in ("avx2", "avx512"):
         for path in (OBJECTS / isa).glob("*.o"):
             lines = tool("nm", "--defined-only", "-C", str(path)).splitlines()
-            shared = [line for line in lines if re.match(r"\w* [VWu] ", line) and f"isa_{isa}" not in line]
+            weak = [line for line in lines if re.match(r"\w* [VWu] ", line) and f"isa_{isa}" not in line]
+            shared = [line for line in weak if "DW.ref." not in line]  # a pointer for unwinding, no code
             assert not shared, f"{path.name}: {shared}"
 
 
