@@ -31,6 +31,16 @@ Totals totals_of(const Partials& partials, int64_t channels) {
   return totals;
 }
 
+double stored(double v, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f64: return as_stored<double>(v);
+    case Dtype::f32: return as_stored<float>(v);
+    case Dtype::bf16: return as_stored<bfloat16>(v);
+    case Dtype::f16: return as_stored<float16>(v);
+  }
+  return v;
+}
+
 }  // namespace
 
 bool batch_norm_finish_fwd(const BatchNormFwd& args, const Partials& partials, double* shift, bool again) {
@@ -40,7 +50,7 @@ bool batch_norm_finish_fwd(const BatchNormFwd& args, const Partials& partials, d
   for (int64_t c = 0; c < args.shape.C && !again; ++c) {
     const Moments m = moments(totals[static_cast<size_t>(c)], shift[c], n);
     if (!m.cancelled) continue;
-    shift[c] = args.dtype == Dtype::f64 ? m.mean : static_cast<float>(m.mean);  // as the sums will subtract it
+    shift[c] = stored(m.mean, args.dtype);
     cancelled = true;
   }
   if (cancelled) return false;

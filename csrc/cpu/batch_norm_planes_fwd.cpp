@@ -71,7 +71,7 @@ double shift_of(const BatchNormFwd& args, int64_t c) {
   for (int64_t n = 0; n < shape.N && taken < kPlanes; n += step, ++taken) {
     sum += lane_sum(load(static_cast<const T*>(args.x) + (n * shape.C + c) * shape.S, count));
   }
-  const acc_t<T> mean = static_cast<acc_t<T>>(sum / static_cast<double>(taken * count));
+  const double mean = as_stored<T>(sum / static_cast<double>(taken * count));
   return std::isfinite(mean) ? mean : 0;
 }
 
@@ -86,7 +86,7 @@ void statistics(const BatchNormFwd& args, int64_t c0, int count) {
   for (int j = 0; j < count; ++j) {
     Moments m = moments(sums[j], shift[j], n);
     if (m.cancelled) {
-      const double mean = static_cast<acc_t<T>>(m.mean);  // as the sums subtract it
+      const double mean = as_stored<T>(m.mean);
       ChannelSums second;
       for (int64_t k = 0; k < chunks; ++k) {
         sum_chunk<T>(args, plane_chunk(args.shape, k), c0 + j, 1, &mean, &second);

@@ -68,7 +68,7 @@ void rows_shift(const BatchNormFwd& args, double* shift) {
       sum_columns(static_cast<const T*>(args.x) + r * C, 1, C, sums[0], sums[1], sums[2]);
     }
     for (int64_t c = 0; c < C; ++c) {
-      const acc_t<T> mean = static_cast<acc_t<T>>(static_cast<double>(sums[1][c]) / static_cast<double>(taken));
+      const double mean = as_stored<T>(static_cast<double>(sums[1][c]) / static_cast<double>(taken));
       shift[c] = std::isfinite(mean) ? mean : 0;
     }
   });

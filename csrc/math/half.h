@@ -52,4 +52,16 @@ FASTNORM_INLINE float16 to_float16(float f) {
 
 FASTNORM_INLINE float to_float(float f) { return f; }
 
+// v as the storage type T holds it. A shift rounded so keeps x - shift exact for 16-bit x, and their sums nearly so.
+template <class T>
+FASTNORM_INLINE double as_stored(double v);
+template <>
+FASTNORM_INLINE double as_stored<double>(double v) { return v; }
+template <>
+FASTNORM_INLINE double as_stored<float>(double v) { return static_cast<float>(v); }
+template <>
+FASTNORM_INLINE double as_stored<bfloat16>(double v) { return to_float(to_bfloat16(static_cast<float>(v))); }
+template <>
+FASTNORM_INLINE double as_stored<float16>(double v) { return to_float(to_float16(static_cast<float>(v))); }
+
 }  // namespace fastnorm
