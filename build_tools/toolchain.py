@@ -88,12 +88,12 @@ def find_toolchain(env: Mapping[str, str] = os.environ) -> Toolchain:
     return Toolchain(
         cxx=cxx,
         compiler=_first_line([*cxx, "--version"]),
-        isas=_isas(cxx),
+        isas={"default": []} if _sanitize(env) else _isas(cxx),  # one copy: three take the sanitizers ten minutes
         torch_version=torch_version,
         torch_dir=torch_dir,
         python_include=python_include,
         pybind11_include=_find_pybind11(),
-        sanitize=env.get("FASTNORM_SANITIZE", "0") not in ("", "0"),
+        sanitize=_sanitize(env),
     )
 
 
@@ -138,6 +138,10 @@ def _find_compiler(env: Mapping[str, str]) -> tuple[str, ...]:
 def _find_pybind11() -> Path | None:
     spec = importlib.util.find_spec("pybind11")
     return Path(spec.origin).parent / "include" if spec is not None and spec.origin else None
+
+
+def _sanitize(env: Mapping[str, str]) -> bool:
+    return env.get("FASTNORM_SANITIZE", "0") not in ("", "0")
 
 
 def _isas(cxx: tuple[str, ...]) -> dict[str, list[str]]:
