@@ -10,31 +10,6 @@ namespace fastnorm {
 namespace FASTNORM_ISA {
 namespace {
 
-// Adds a run's x - shift and its square to the lanes of s and q.
-template <class T>
-FASTNORM_INLINE void sum_run(const T* x, int64_t n, vec_t<T> shift, vec_t<T>& s, vec_t<T>& q) {
-  using V = vec_t<T>;
-  constexpr int L = kLanes<T>;
-  int64_t i = 0;
-  if (n >= 4 * L) {  // four chains of additions hide their latency
-    V s1{}, s2{}, s3{}, q1{}, q2{}, q3{};
-    for (; i + 4 * L <= n; i += 4 * L) {
-      const V a = load(x + i) - shift, b = load(x + i + L) - shift;
-      const V c = load(x + i + 2 * L) - shift, d = load(x + i + 3 * L) - shift;
-      s += a, s1 += b, s2 += c, s3 += d;
-      q += a * a, q1 += b * b, q2 += c * c, q3 += d * d;
-    }
-    s += s1 + (s2 + s3);
-    q += q1 + (q2 + q3);
-  }
-  for (; i < n; i += L) {
-    const int count = n - i < L ? static_cast<int>(n - i) : L;
-    const V a = keep_first<T>(load(x + i, count) - shift, count);
-    s += a;
-    q += a * a;
-  }
-}
-
 // Adds one chunk of `count` neighbouring channels to their sums.
 template <class T>
 void sum_chunk(const BatchNormFwd& args, const PlaneChunk& k, int64_t c0, int count, const double* shift,

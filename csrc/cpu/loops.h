@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "cpu/vec.h"
+#include "cpu/sums.h"
 #include "math/general_relu.h"
 #include "op/tensor.h"
 
