@@ -2,7 +2,22 @@
 
 from fastnorm import functional, nn
 from fastnorm._version import __version__
-from fastnorm.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, GeneralRelu, LessonBatchNorm, SyncBatchNorm
+from fastnorm.nn import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GeneralRelu,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    LayerNorm2d,
+    LessonBatchNorm,
+    LessonLayerNorm,
+    RMSNorm,
+    SyncBatchNorm,
+)
 from fastnorm.ops.backend import available_backends, use_backend
 from fastnorm.report import explain
 
@@ -11,7 +26,15 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "GeneralRelu",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LayerNorm2d",
     "LessonBatchNorm",
+    "LessonLayerNorm",
+    "RMSNorm",
     "SyncBatchNorm",
     "__version__",
     "available_backends",

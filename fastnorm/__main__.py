@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fastnorm
+from fastnorm.demo.model import NORMS
 from fastnorm.demo.run import run_demo
 from fastnorm.demo.settings import RECIPES, DemoError, Settings, make_recipe
 from fastnorm.ops import BACKENDS
@@ -23,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
         help="train one small convnet twice, with torch.nn and with fastnorm, and compare",
     )
     demo.add_argument("--data", choices=list(RECIPES), default="digits", help="images to train on (default: digits)")
+    demo.add_argument("--norm", choices=list(NORMS), default="batch", help="the net's norm layers (default: batch)")
     demo.add_argument(
         "--root",
         type=Path,
@@ -67,8 +69,9 @@ def _settings(options: argparse.Namespace) -> Settings:
         raise DemoError(f"--seed must lie in 0..2^63-1, got {options.seed}")
     return Settings(
         data=options.data,
+        norm=options.norm,
         recipe=recipe,
-        is_default=recipe == RECIPES[options.data],
+        is_default=recipe == RECIPES[options.data] and options.norm == "batch",
         root=options.root.expanduser(),
         device=options.device,
         backend=options.backend,

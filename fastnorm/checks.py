@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +29,57 @@ def check_batch(x: Tensor, training: bool, eps: float) -> None:
         raise ValueError(f"batch_norm eps must be {wanted}, but got {eps}")
     if training and x.numel() == x.size(1) > 0:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
+
+
+def checked_eps(eps: float, op: str) -> float:
+    """A number: negative ones pass, as in torch."""
+    if eps != eps:
+        raise ValueError(f"{op} eps must be a number, but got {eps}")
+    return float(eps)
+
+
+def checked_shape(normalized_shape: Sequence[int], x: Tensor) -> tuple[int, ...]:
+    """The trailing dims to normalise over; RuntimeError where x does not end in them, or there are none."""
+    if isinstance(normalized_shape, int):
+        raise TypeError(f"normalized_shape must be a tuple or list of ints, got {normalized_shape}")
+    shape = tuple(normalized_shape)
+    if not shape:
+        raise RuntimeError(
+            "Expected normalized_shape to be at least 1-dimensional, i.e., containing at least one element, but got "
+            "normalized_shape = []"
+        )
+    if x.shape[-len(shape) :] != shape:
+        sizes = ", ".join(map(str, shape))
+        raise RuntimeError(
+            f"Given normalized_shape=[{sizes}], expected input with shape [*, {sizes}], but got input of size "
+            f"{list(x.shape)}"
+        )
+    return shape
+
+
+def check_groups(x: Tensor, num_groups: int, unbiased: bool) -> None:
+    """Groups that divide the channels, and more than one value where a variance is taken."""
+    if x.dim() < 2:
+        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.dim()}")
+    if num_groups <= 0:
+        raise RuntimeError(f"Expected num groups to be greater than 0, got {num_groups}")
+    channels = x.size(1)
+    if channels % num_groups != 0:
+        raise RuntimeError(
+            "Expected number of channels in input to be divisible by num_groups, but got input of shape "
+            f"{list(x.shape)} and num_groups={num_groups}"
+        )
+    values = x.numel()
+    if values == num_groups:
+        sizes = [x.size(0) * channels // num_groups, num_groups, *x.shape[2:]]
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {sizes}")
+    if unbiased and values == x.size(0) * num_groups > 0:
+        raise ValueError(f"An unbiased variance needs more than 1 value per group, got input size {list(x.shape)}")
+
+
+def check_spatial(x: Tensor) -> None:
+    if math.prod(x.shape[2:]) == 1:
+        raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.shape}")
 
 
 def check_running(running_mean: Tensor | None, running_var: Tensor | None, training: bool) -> None:
@@ -72,6 +126,36 @@ def _reshaped_channel_vector(v: Tensor, name: str, x: Tensor) -> Tensor:
     return v.reshape(-1)
 
 
+def exact_channel_vector(v: Tensor | None, name: str, x: Tensor) -> Tensor | None:
+    """As channel_vector, of shape [C] only."""
+    if isinstance(v, Tensor) and (v.dim() != 1 or v.size(0) != x.size(1)):
+        raise RuntimeError(
+            f"Expected {name} to be a vector of size equal to the number of channels in input, but got {name} of "
+            f"shape {list(v.shape)} and input of shape {list(x.shape)}"
+        )
+    return channel_vector(v, name, x)
+
+
+def exact_parameter(v: Tensor | None, name: str, shape: tuple[int, ...], x: Tensor) -> Tensor | None:
+    """A weight or bias of this shape; RuntimeError for another shape, device or kind of dtype."""
+    if v is None:
+        return None
+    if not isinstance(v, Tensor):
+        raise TypeError(f"{name} must be a Tensor or None, got {type(v).__name__}")
+    if v.shape != shape:
+        raise RuntimeError(
+            f"Expected {name} to be of same shape as normalized_shape, but got {name} of shape {list(v.shape)} and "
+            f"normalized_shape = {list(shape)}"
+        )
+    if v.layout != torch.strided:
+        raise RuntimeError(f"{name} must be a dense strided tensor, it has layout {v.layout}")
+    if v.dtype not in FLOATING:
+        raise RuntimeError(f"{name} must be fp64, fp32, bf16 or fp16, got {v.dtype}")
+    if not (v.is_cpu and x.is_cpu) and v.device != x.device:
+        raise RuntimeError(f"{name} is on {v.device}, but input is on {x.device}")
+    return v
+
+
 def momentum_factor(momentum: float | Tensor, x: Tensor) -> Tensor | None:
     """A momentum given as a tensor, as a 0-d one; None for a number. RuntimeError for one that is no single number."""
     if not isinstance(momentum, Tensor):
@@ -88,7 +172,9 @@ def residual_like(residual: Tensor | None, x: Tensor) -> Tensor | None:
     """The residual in x's dtype; ValueError for another shape, RuntimeError for another device."""
     if residual is None:
         return None
-    check_floating(residual, "batch_norm's residual")
+    if residual is x:  # a compiler refuses a Function that is given one tensor twice
+        return residual.view_as(x)
+    check_floating(residual, "a norm's residual")
     if residual.shape != x.shape:
         raise ValueError(f"residual must have input's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
     if residual.device != x.device:

@@ -8,12 +8,24 @@ from typing import Any
 from .batch_norm_bwd import batch_norm_bwd
 from .batch_norm_fwd import batch_norm_fwd
 from .general_relu import general_relu_bwd, general_relu_fwd
+from .row_norm_bwd import row_norm_bwd
+from .row_norm_fwd import row_norm_fwd
 
 LAUNCHERS: dict[str, Callable[..., Any]] = {
     "general_relu_fwd": general_relu_fwd,
     "general_relu_bwd": general_relu_bwd,
     "batch_norm_fwd": batch_norm_fwd,
     "batch_norm_bwd": batch_norm_bwd,
+    "row_norm_fwd": row_norm_fwd,
+    "row_norm_bwd": row_norm_bwd,
 }
 
-__all__ = ["LAUNCHERS", "batch_norm_bwd", "batch_norm_fwd", "general_relu_bwd", "general_relu_fwd"]
+__all__ = [
+    "LAUNCHERS",
+    "batch_norm_bwd",
+    "batch_norm_fwd",
+    "general_relu_bwd",
+    "general_relu_fwd",
+    "row_norm_bwd",
+    "row_norm_fwd",
+]

@@ -14,7 +14,7 @@ from .batch_norm_tiles import (
     channel_numbers,
     finite_or_zero,
     inside,
-    inverse_sqrt,
+    inverse_std,
     quotient,
     steps_in_tile,
     tile_start,
@@ -38,11 +38,7 @@ def store_statistics(
     """Writes mean, rstd and the running statistics of a block of channels; returns rstd. All [BLOCK_C]."""
     ACC: tl.constexpr = mean.dtype
     m2 = tl.where(m2 < 0, 0.0, m2)
-    if UNBIASED:
-        var = quotient(m2, tl.full(m2.shape, count - 1.0, ACC))
-    else:
-        var = quotient(m2, tl.full(m2.shape, count, ACC))
-    rstd = inverse_sqrt(var + tl.full([], eps, ACC))
+    rstd = inverse_std(m2, count, eps, UNBIASED)
     tl.store(mean_ptr + c, mean, mask=c < C)
     tl.store(rstd_ptr + c, rstd, mask=c < C)
     if running_mean_ptr is not None or running_var_ptr is not None:
@@ -56,6 +52,46 @@ def store_statistics(
             unbiased = quotient(m2, tl.full(m2.shape, tl.where(count > 1.0, count - 1.0, 1.0), ACC))
             lerp_in_place(running_var_ptr, unbiased, factor, c, C)
     return rstd
+
+
+@triton.jit
+def tile_statistics(
+    x_ptr, block, split, splits, tiles, s_blocks, C, S, CENTRED: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    EVEN_S: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Of every splits-th tile of a block of channels: shift, mean - shift, sum of squared deviations, count.
+
+    The shift is the first tile's mean; without CENTRED it and the mean are 0 and the squares are x's own.
+    """
+    c = channel_numbers(block, BLOCK_C)
+    steps = steps_in_tile(C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+    start, left = tile_start(block, split, s_blocks, C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+    x = tl.load(x_ptr + start + steps, mask=inside(c < C, left, BLOCK_S), other=0.0).to(ACC)
+    count = tl.minimum(left, BLOCK_S)
+    shift = tl.zeros([BLOCK_C], ACC)
+    if CENTRED:
+        shift = finite_or_zero(tl.sum(x, axis=1) / count.to(ACC))
+    total = x - shift[:, None]
+    if not EVEN_S:
+        total = tl.where(tl.arange(0, BLOCK_S)[None, :] < left, total, 0.0)
+    squares = total * total
+    for tile in range(split + splits, tiles, splits):
+        start, left = tile_start(block, tile, s_blocks, C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+        x = tl.load(x_ptr + start + steps, mask=inside(c < C, left, BLOCK_S), other=0.0).to(ACC)
+        deviation = x - shift[:, None]
+        if not EVEN_S:
+            deviation = tl.where(tl.arange(0, BLOCK_S)[None, :] < left, deviation, 0.0)
+        count += tl.minimum(left, BLOCK_S)
+        total += deviation
+        squares = tl.fma(deviation, deviation, squares)
+
+    mean = tl.zeros([BLOCK_C], ACC)
+    m2 = tl.sum(squares, axis=1)
+    if CENTRED:
+        total_c = tl.sum(total, axis=1)
+        mean = total_c / count.to(ACC)
+        m2 -= total_c * mean
+    return shift, mean, tl.where(m2 < 0, 0.0, m2), count
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -74,34 +110,14 @@ def batch_norm_stats_kernel(
     split = tl.program_id(1)
     splits = tl.num_programs(1)
     c = channel_numbers(block, BLOCK_C)
-    steps = steps_in_tile(C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
-
-    start, left = tile_start(block, split, s_blocks, C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
-    x = tl.load(x_ptr + start + steps, mask=inside(c < C, left, BLOCK_S), other=0.0).to(ACC)
-    count = tl.minimum(left, BLOCK_S)
-    shift = finite_or_zero(tl.sum(x, axis=1) / count.to(ACC))
-    total = x - shift[:, None]
-    if not EVEN_S:
-        total = tl.where(tl.arange(0, BLOCK_S)[None, :] < left, total, 0.0)
-    squares = total * total
-    for tile in range(split + splits, tiles, splits):
-        start, left = tile_start(block, tile, s_blocks, C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
-        x = tl.load(x_ptr + start + steps, mask=inside(c < C, left, BLOCK_S), other=0.0).to(ACC)
-        deviation = x - shift[:, None]
-        if not EVEN_S:
-            deviation = tl.where(tl.arange(0, BLOCK_S)[None, :] < left, deviation, 0.0)
-        count += tl.minimum(left, BLOCK_S)
-        total += deviation
-        squares = tl.fma(deviation, deviation, squares)
-
-    total_c = tl.sum(total, axis=1)
-    mean = total_c / count.to(ACC)
-    m2 = tl.sum(squares, axis=1) - total_c * mean
+    shift, mean, m2, count = tile_statistics(
+        x_ptr, block, split, splits, tiles, s_blocks, C, S, True, CHANNELS_LAST, EVEN_S, BLOCK_C, BLOCK_S, ACC
+    )
     out = partials_ptr + split * C + c
     plane = splits * C
     tl.store(out, shift, mask=c < C)
     tl.store(out + plane, mean, mask=c < C)
-    tl.store(out + 2 * plane, tl.where(m2 < 0, 0.0, m2), mask=c < C)
+    tl.store(out + 2 * plane, m2, mask=c < C)
     tl.store(out + 3 * plane, tl.full([BLOCK_C], count.to(ACC), ACC), mask=c < C)
 
 

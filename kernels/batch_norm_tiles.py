@@ -19,12 +19,17 @@ SIZES = ["N", "tiles", "channels", "size", "splits", "count"]
 @triton.jit
 def steps_in_tile(C, S, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """[BLOCK_C, BLOCK_S] distances of a tile's elements from its first."""
-    c = tl.arange(0, BLOCK_C)[:, None]
+    return steps_of(tl.arange(0, BLOCK_C), C, S, BLOCK_S, CHANNELS_LAST)
+
+
+@triton.jit
+def steps_of(channels, C, S, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """[len(channels), BLOCK_S] distances of the first positions of these channels from channel 0's first."""
     s = tl.arange(0, BLOCK_S)[None, :]
     if CHANNELS_LAST:
-        return s * C.to(tl.int32) + c
+        return s * C.to(tl.int32) + channels[:, None]
     else:
-        return c * S.to(tl.int32) + s
+        return channels[:, None] * S.to(tl.int32) + s
 
 
 @triton.jit
@@ -112,6 +117,16 @@ def inverse_sqrt(v):
         return 1.0 / tl.sqrt(v)
     else:
         return tl.div_rn(tl.full(v.shape, 1.0, tl.float32), tl.sqrt_rn(v))
+
+
+@triton.jit
+def inverse_std(m2, count, eps, UNBIASED: tl.constexpr):
+    """1 / sqrt(m2 / count + eps), or m2 / (count - 1); m2 is a vector, count and eps are numbers."""
+    ACC: tl.constexpr = m2.dtype
+    degrees = count.to(ACC)
+    if UNBIASED:
+        degrees -= 1.0
+    return inverse_sqrt(quotient(m2, tl.full(m2.shape, degrees, ACC)) + tl.full([], eps, ACC))
 
 
 @triton.jit

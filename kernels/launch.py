@@ -146,16 +146,17 @@ def batch_norm_plan(view: View, itemsize: int, n_sms: int, which: Pass) -> Batch
     held = _held_blocks(view, itemsize, n_sms, which.held // (2 if itemsize == 8 else 1))
     if held is not None:
         return _plan(view, held, 1, VALUES_PER_LANE, which, held=True)
-    values_per_lane = _values_per_lane(view, itemsize)
+    values_per_lane = lane_values(view, itemsize)
     tile = WARPS * 32 * values_per_lane
-    blocks = _tile_blocks(view, itemsize, tile)
+    blocks = tile_blocks(view, itemsize, tile)
     while tile > SMALLEST_TILE and _tiles(view, blocks) < 2 * n_sms:
         tile //= 2
-        blocks = _tile_blocks(view, itemsize, tile)
+        blocks = tile_blocks(view, itemsize, tile)
     return _plan(view, blocks, which.programs_per_sm * n_sms, values_per_lane, which, held=False)
 
 
-def _values_per_lane(view: View, itemsize: int) -> int:
+def lane_values(view: View, itemsize: int) -> int:
+    """How many values of a tile a lane holds."""
     if itemsize == 8:
         return VALUES_PER_LANE_FP64
     odd = (view.c if view.channels_last else view.s) % 2 == 1
@@ -178,7 +179,7 @@ def _held_blocks(view: View, itemsize: int, n_sms: int, limit: int) -> tuple[int
     return block_c, block_s
 
 
-def _tile_blocks(view: View, itemsize: int, tile: int) -> tuple[int, int]:
+def tile_blocks(view: View, itemsize: int, tile: int) -> tuple[int, int]:
     """[block_c, block_s] of about `tile` values: the longest fast axis of those with few idle lanes."""
     fast, slow = (view.c, view.s) if view.channels_last else (view.s, view.c)
     longest = min(tile, power_of_two_above(fast))

@@ -50,6 +50,10 @@ class Columns {
   void fill(int array, F value) const {
     A* column = (*this)[array];
     for (int64_t c = 0; c < plan_.C; ++c) column[c] = value(c);
+    repeat(array);
+  }
+  void repeat(int array) const {
+    A* column = (*this)[array];
     for (int64_t i = plan_.C; i < plan_.width; ++i) column[i] = column[i - plan_.C];
   }
   void clear(int array) const {

@@ -95,5 +95,32 @@ FASTNORM_INLINE void sum_run(const T* x, int64_t n, vec_t<T> shift, vec_t<T>& s,
   }
 }
 
+// Adds a run to the lanes of s.
+template <class T>
+FASTNORM_INLINE void add_run(const T* x, int64_t n, vec_t<T>& s) {
+  using V = vec_t<T>;
+  constexpr int L = kLanes<T>;
+  int64_t i = 0;
+  if (n >= 4 * L) {
+    V s1{}, s2{}, s3{};
+    for (; i + 4 * L <= n; i += 4 * L) {
+      s += load(x + i), s1 += load(x + i + L);
+      s2 += load(x + i + 2 * L), s3 += load(x + i + 3 * L);
+    }
+    s += s1 + (s2 + s3);
+  }
+  for (; i + L <= n; i += L) s += load(x + i);
+  if (i < n) s += load_first(x + i, static_cast<int>(n - i));
+}
+
+// Calls f(begin, length) for the pieces of a run that are short enough for chains of fp32 additions.
+template <class T, class F>
+FASTNORM_INLINE void each_chain(int64_t n, F f) {
+  constexpr int64_t kPiece = kChain * kLanes<T>;
+  int64_t i = 0;
+  for (; i + kPiece <= n; i += kPiece) f(i, kPiece);
+  if (i < n) f(i, n - i);
+}
+
 }  // namespace FASTNORM_ISA
 }  // namespace fastnorm

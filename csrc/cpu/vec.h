@@ -38,11 +38,29 @@ template <class T> constexpr int kLanes = kRegister / static_cast<int>(sizeof(ac
 template <class V, class A>
 FASTNORM_INLINE V splat(A a) { return V{} + a; }
 
-template <class V>
-FASTNORM_INLINE double lane_sum(V v) {
-  double sum = 0;
-  for (unsigned i = 0; i < sizeof(V) / sizeof(v[0]); ++i) sum += v[i];
-  return sum;
+// The sum of all lanes, halves added to halves.
+FASTNORM_INLINE double lane_sum(vdouble v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_pd((__m512d)v);
+#else
+  double lanes[kRegister / sizeof(double)];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int half = kRegister / static_cast<int>(2 * sizeof(double)); half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+#endif
+}
+FASTNORM_INLINE double lane_sum(vfloat v) {
+#if defined(__AVX512F__)
+  return lane_sum((vdouble)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v)) +
+                  (vdouble)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1)));
+#else
+  constexpr int kHalf = kRegister / static_cast<int>(sizeof(double));
+  vdouble sum;
+  for (int i = 0; i < kHalf; ++i) sum[i] = static_cast<double>(v[i]) + static_cast<double>(v[i + kHalf]);
+  return lane_sum(sum);
+#endif
 }
 
 // ---- full registers

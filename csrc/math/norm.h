@@ -1,4 +1,4 @@
-// Batch norm's formulas, for scalars and for SIMD vectors (docs/math.md, N1-N6).
+// The norms' formulas, for scalars and for SIMD vectors (docs/math.md, N1-N6 and R1-R6).
 #pragma once
 
 #include <cmath>
@@ -23,13 +23,20 @@ struct Moments {
 // with distance^2 / var; beyond this ratio a second look around the mean just found is worth its price.
 constexpr double kWorstShift = 4.0;
 
-FASTNORM_INLINE Moments moments(const ChannelSums& s, double shift, double n) {
+FASTNORM_INLINE Moments moments(const ChannelSums& s, double shift, double n, double worst_shift = kWorstShift) {
   const double distance = s.sum / n;
   const double var = s.product / n - distance * distance;
   Moments m;
   m.mean = shift + distance;
-  m.cancelled = distance * distance > kWorstShift * var;
+  m.cancelled = distance * distance > worst_shift * var;
   m.var = var < 0 ? 0 : var;
+  return m;
+}
+
+// RMS norm keeps its mean at 0 and sums around it.
+FASTNORM_INLINE Moments rms_moments(const ChannelSums& around_0, double n) {
+  Moments m;
+  m.var = around_0.product / n;
   return m;
 }
 
@@ -58,6 +65,25 @@ FASTNORM_INLINE InputGrad input_grad(double weight, double rstd, const ChannelSu
   g.scale = weight * rstd;
   g.slope = -g.scale * rstd * rstd * s.product / (unbiased ? n - 1 : n);
   g.offset = -g.scale * s.sum / n;
+  return g;
+}
+
+// R4 where the weight differs inside a set: x_hat, then scaled and shifted. (Elsewhere it is N3, scale = weight * rstd.)
+template <class V>
+FASTNORM_INLINE V normalized(V x, V mean, V rstd, V weight, V bias) {
+  return ((x - mean) * rstd) * weight + bias;
+}
+
+// A set's part in dx = rstd * g + (x - mean) * slope + offset, with g = dz * weight (R6).
+struct RowGrad {
+  double slope = 0, offset = 0;
+};
+
+// The sums are of g and of g * (x - mean); rms has no mean to differentiate through.
+FASTNORM_INLINE RowGrad row_grad(double rstd, const ChannelSums& s, double n, bool rms, bool unbiased) {
+  RowGrad g;
+  g.slope = -rstd * rstd * rstd * s.product / (unbiased ? n - 1 : n);
+  g.offset = rms ? 0 : -rstd * s.sum / n;
   return g;
 }
 

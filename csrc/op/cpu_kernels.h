@@ -4,6 +4,7 @@
 #include "op/batch_norm.h"
 #include "op/copy.h"
 #include "op/general_relu.h"
+#include "op/row_norm.h"
 
 namespace fastnorm {
 
@@ -12,6 +13,7 @@ struct CpuKernels {
   GeneralReluKernel general_relu_fwd, general_relu_bwd;
   CopyKernel copy;
   BatchNormKernels batch_norm;
+  RowNormKernels row_norm;
 };
 
 // The best that this CPU can run, or what FASTNORM_CPU=default|avx2|avx512 asks for; chosen at the first call.

@@ -11,6 +11,17 @@ enum class Dtype : uint8_t { f64, f32, bf16, f16 };
 
 FASTNORM_INLINE int64_t size_of(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : 2; }
 
+// v as the dtype holds it.
+FASTNORM_INLINE double as_stored(double v, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f64: return as_stored<double>(v);
+    case Dtype::f32: return as_stored<float>(v);
+    case Dtype::bf16: return as_stored<bfloat16>(v);
+    case Dtype::f16: return as_stored<float16>(v);
+  }
+  return v;
+}
+
 // One number per channel, of any floating dtype and stride; data is null where the argument is absent.
 struct ChannelVector {
   void* data = nullptr;

@@ -22,7 +22,7 @@ def save_figure(path: Path, histories: Mapping[str, History], summary: Summary) 
     plt = require("matplotlib.pyplot")
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
     figure.suptitle(
-        f"One convnet trained twice on {summary.data}: torch.nn and fastnorm, same batches\n"
+        f"One convnet with {summary.norm} norm trained twice on {summary.data}: torch.nn and fastnorm, same batches\n"
         f"{summary.device}, backend {summary.backend}, batch {summary.batch_size}, seed {summary.seed}"
     )
     _draw_loss(axes[0, 0], histories)

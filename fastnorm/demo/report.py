@@ -18,6 +18,7 @@ class Summary:
     """What one run measured; every dict has one entry per net, ``torch.nn`` first."""
 
     data: str
+    norm: str
     device: str
     threads: int
     backend: str

@@ -18,7 +18,7 @@ import fastnorm
 from fastnorm.demo import report
 from fastnorm.demo.data import Data, load
 from fastnorm.demo.measure import norm_act_seconds, saved_bytes
-from fastnorm.demo.model import build_pair
+from fastnorm.demo.model import GROUPS, build_pair, norm_name
 from fastnorm.demo.plot import save_figure
 from fastnorm.demo.settings import DemoError, Settings, require
 from fastnorm.demo.train import History, train
@@ -43,12 +43,18 @@ def _run(settings: Settings) -> int:
         torch.set_num_threads(settings.threads)
     _make_folder(settings.out)
     data = load(settings.data, root=settings.root, seed=settings.seed).to(device)
-    nets = build_pair(ks=settings.recipe.first_kernel, seed=settings.seed, device=device)
+    nets = build_pair(
+        ks=settings.recipe.first_kernel,
+        seed=settings.seed,
+        norm=settings.norm,
+        side=data.train_x.shape[-1],
+        device=device,
+    )
     _print_head(settings, data, backend)
     histories = _train(nets, data, settings)
     summary = _summarise(settings, backend, nets, data, histories)
     print("", *report.summary_lines(summary), sep="\n")
-    stem = settings.out / f"demo_{settings.data}"
+    stem = settings.out / (f"demo_{settings.data}" + ("" if settings.norm == "batch" else f"_{settings.norm}"))
     save_figure(stem.with_suffix(".png"), histories, summary)
     stem.with_suffix(".json").write_text(json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
     print(f"\nwrote {stem.with_suffix('.png')} and {stem.with_suffix('.json')}")
@@ -87,8 +93,10 @@ def _print_head(settings: Settings, data: Data, backend: str) -> None:
     print(f"         training images: mean {data.train_x.mean():.4f}, std {data.train_x.std():.4f}")
     print(f"recipe   {epochs} epochs at lr {lrs}, SGD (momentum {recipe.momentum:g}), batch {recipe.batch_size}")
     print(f"on       {_device_words(settings.device)}, seed {settings.seed}, torch {torch.__version__}")
-    print("nets     torch.nn: BatchNorm2d, then GeneralRelu(0.1, 0.4) written with leaky_relu and sub")
-    print(f"         fastnorm: BatchNorm2d(nf, act=GeneralRelu(0.1, 0.4)), backend {backend}\n", flush=True)
+    name = norm_name(settings.norm)
+    sizes = {"layer": "(nf, h, w)", "rms": "(nf, h, w)", "group": f"{GROUPS}, nf"}.get(settings.norm, "nf")
+    print(f"nets     torch.nn: {name}, then GeneralRelu(0.1, 0.4) written with leaky_relu and sub")
+    print(f"         fastnorm: {name}({sizes}, act=GeneralRelu(0.1, 0.4)), backend {backend}\n", flush=True)
 
 
 def _device_words(name: str) -> str:
@@ -117,6 +125,7 @@ def _summarise(
     steps = {name: statistics.median(history.seconds) for name, history in histories.items()}
     return report.Summary(
         data=settings.data,
+        norm=settings.norm,
         device=_device_words(settings.device),
         threads=torch.get_num_threads(),
         backend=backend,

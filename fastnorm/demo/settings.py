@@ -34,9 +34,10 @@ RECIPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """One run: the recipe (``is_default``: it is the data set's own) and everything around it."""
+    """One run: the recipe (``is_default``: it is the data set's own, with batch norm) and everything around it."""
 
     data: str
+    norm: str
     recipe: Recipe
     is_default: bool
     root: Path

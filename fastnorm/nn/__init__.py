@@ -2,6 +2,31 @@
 
 from fastnorm.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, LessonBatchNorm
 from fastnorm.nn.general_relu import GeneralRelu
+from fastnorm.nn.row_norm import (
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    LayerNorm2d,
+    LessonLayerNorm,
+    RMSNorm,
+)
 from fastnorm.nn.sync_batch_norm import SyncBatchNorm
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "GeneralRelu", "LessonBatchNorm", "SyncBatchNorm"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GeneralRelu",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LayerNorm2d",
+    "LessonBatchNorm",
+    "LessonLayerNorm",
+    "RMSNorm",
+    "SyncBatchNorm",
+]

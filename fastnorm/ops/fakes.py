@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnorm.eager.layout import acc_dtype, memory_format_of
+from fastnorm.eager.row_norm import number_of_sets
 
 
 def _output_like(x: Tensor, *others: object) -> Tensor:
@@ -54,9 +55,49 @@ def batch_norm_bwd(
     return dx, dweight, dbias, dresidual
 
 
+def row_norm_fwd(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dims: int,
+    groups: int,
+    eps: float,
+    rms: bool,
+    *rest: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rstd = x.new_empty(number_of_sets(x, dims, groups), dtype=acc_dtype(x))
+    return _output_like(x, weight, bias, residual), rstd.new_empty(0) if rms else torch.empty_like(rstd), rstd
+
+
+def row_norm_bwd(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    dims: int,
+    groups: int,
+    rms: bool,
+    unbiased: bool,
+    need_dx: bool,
+    act: bool,
+    *activation: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    like_x = _output_like(x, dy, weight, bias, residual, mean, rstd)
+    dx = like_x if need_dx else x.new_empty(0)
+    dresidual = _output_like(x) if act and residual is not None else x.new_empty(0)
+    dweight, dbias = (rstd.new_empty(0) if p is None else p.new_empty(p.shape) for p in (weight, bias))
+    return dx, dweight, dbias, dresidual
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "general_relu_fwd": general_relu_fwd,
     "general_relu_bwd": general_relu_bwd,
     "batch_norm_fwd": batch_norm_fwd,
     "batch_norm_bwd": batch_norm_bwd,
+    "row_norm_fwd": row_norm_fwd,
+    "row_norm_bwd": row_norm_bwd,
 }

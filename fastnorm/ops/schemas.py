@@ -18,4 +18,13 @@ SCHEMAS: dict[str, str] = {
         f"bool batch_stats, bool unbiased, bool need_dx, bool act, {ACTIVATION}) "
         "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
     ),
+    "row_norm_fwd": (
+        "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, int dims, int groups, float eps, bool rms, "
+        f"bool unbiased, bool act, {ACTIVATION}) -> (Tensor y, Tensor mean, Tensor rstd)"
+    ),
+    "row_norm_bwd": (
+        "(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor mean, Tensor rstd, "
+        f"int dims, int groups, bool rms, bool unbiased, bool need_dx, bool act, {ACTIVATION}) "
+        "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
+    ),
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fastnorm.testing.cases import ACTS, DTYPES, Act, NormCase, ReluCase
+from fastnorm.testing.cases import ACTS, DTYPES, Act, NormCase, ReluCase, RowCase
 from fastnorm.testing.compare import Expectation, check, passes, ulp
 from fastnorm.testing.oracle import norm_problem, relu_problem
+from fastnorm.testing.row_oracle import row_problem
 from fastnorm.testing.run import conform, forward, run, solved
 
 __all__ = [
@@ -14,12 +15,14 @@ __all__ = [
     "Expectation",
     "NormCase",
     "ReluCase",
+    "RowCase",
     "check",
     "conform",
     "forward",
     "norm_problem",
     "passes",
     "relu_problem",
+    "row_problem",
     "run",
     "solved",
     "ulp",

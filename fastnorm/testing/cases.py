@@ -94,7 +94,53 @@ class NormCase:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-Case = ReluCase | NormCase
+@dataclass(frozen=True)
+class RowCase:
+    """A norm whose statistics lie inside one sample: act(norm(x) + residual)."""
+
+    shape: tuple[int, ...]
+    kind: str  # layer, rms: over the last `size` dims; group: `size` groups; instance; position: over C at each
+    size: int = 1
+    layout: str = "contiguous"
+    dtype: str = "fp32"
+    weight: str | None = "fp32"
+    bias: str | None = "fp32"
+    act: str | None = None
+    residual: str | None = None
+    eps: float = 1e-5
+    unbiased: bool = False
+    data: str = "normal"
+    dy: str = "same"
+    vectors: str = "contiguous"  # the layout of weight and bias
+    seed: int = 0
+
+    @property
+    def dims(self) -> int:
+        """How many trailing dims a set spans; 0 where it goes by channels."""
+        return self.size if self.kind in ("layer", "rms") else 0
+
+    @property
+    def groups(self) -> int:
+        """How many sets share out a sample's channels; 0 where a set is not made of whole channels."""
+        return {"group": self.size, "instance": self.shape[1 % len(self.shape)]}.get(self.kind, 0)
+
+    @property
+    def rms(self) -> bool:
+        return self.kind == "rms"
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        return self.shape[-self.dims :] if self.dims else (self.shape[1],)
+
+    @property
+    def name(self) -> str:
+        return _name(self, RowCase((1,), "", bias=None if self.rms else "fp32"))
+
+    def but(self, **changes: object) -> RowCase:
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+Case = ReluCase | NormCase | RowCase
 
 
 def _name(case: Case, default: Case) -> str:
@@ -103,7 +149,7 @@ def _name(case: Case, default: Case) -> str:
     for field in fields(case):
         value = getattr(case, field.name)
         if field.name != "shape" and value != getattr(default, field.name):
-            plain = field.name in ("layout", "dtype", "data")
+            plain = field.name in ("kind", "layout", "dtype", "data")
             parts.append(str(value) if plain else f"{field.name}={value}")
     return "-".join(parts)
 
@@ -152,7 +198,9 @@ PLAIN_LAYOUTS = ("contiguous", "channels_last")
 
 
 def fits(shape: tuple[int, ...], layout: str) -> bool:
-    """Channels last asks for images or volumes."""
+    """Channels last asks for images or volumes, most others for a dim of channels."""
+    if len(shape) < 2:
+        return layout in ("contiguous", "offset", "every_second")
     return "channels_last" not in layout or len(shape) in (4, 5)
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastnorm.testing.sets import Sets
+
 
 @dataclass(frozen=True)
 class Expectation:
@@ -24,13 +26,14 @@ class Expectation:
     peer: Tensor
     floor: Tensor
     dtype: torch.dtype
-    per_channel: bool = False  # the slices: channels (dim 1), or else single elements
+    sets: Sets | None = None  # the slices: what shares statistics, or else single elements
 
     def bound(self) -> Tensor:
         """The largest error allowed for each element."""
         error = torch.nan_to_num((self.peer - self.exact).abs(), 0.0, 0.0, 0.0)
-        if self.per_channel and error.numel():
-            error = error.amax([d for d in range(error.dim()) if d != 1], keepdim=True)
+        if self.sets is not None and error.numel():
+            slices = self.sets.view(error)
+            error = slices.amax(self.sets.inside, keepdim=True).expand_as(slices).reshape(error.shape)
         floor = torch.nan_to_num(self.floor, 0.0, 0.0, 0.0)
         return (error + ulp(self.exact, self.dtype) + floor).expand(self.exact.shape)
 

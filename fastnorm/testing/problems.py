@@ -10,13 +10,14 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from fastnorm.testing.cases import DTYPES, Case, NormCase
+from fastnorm.testing.cases import DTYPES, Case, NormCase, ReluCase, RowCase
 from fastnorm.testing.layouts import lay_out, place, to_device
+from fastnorm.testing.sets import sets_of
 
 
 @dataclass(frozen=True)
 class Problem:
-    """x, residual, dy: [N, C, *]; the others [C]; None where the case has none."""
+    """x, residual, dy: the case's shape; weight, bias: its parameters'; the others [C]; None where it has none."""
 
     x: Tensor
     dy: Tensor
@@ -145,19 +146,22 @@ def build(case: Case) -> Problem:
     draw, dtype = Draw(case), DTYPES[case.dtype]
     x = lay_out(DATA[case.data](draw, case.shape, dtype).to(dtype), case.layout)
     dy = _upstream(draw, case, dtype)
-    if not isinstance(case, NormCase):
+    if isinstance(case, ReluCase):
         return Problem(x, lay_out_upstream(dy, case))
-    channels = case.shape[1]
 
     def vector(values: Tensor, name: str | None) -> Tensor | None:
         return None if name is None else lay_out(values.to(DTYPES[name]), case.vectors)
 
-    weight = vector(draw.normal(channels) * 0.5 + 1, case.weight)
-    bias = vector(draw.normal(channels) * 0.5 + 0.25, case.bias)
+    parameters = (case.shape[1],) if isinstance(case, NormCase) else case.parameter_shape
+    weight = vector(draw.normal(*parameters) * 0.5 + 1, case.weight)
+    bias = vector(draw.normal(*parameters) * 0.5 + 0.25, case.bias)
     residual = None
     if case.residual is not None:
         layout = case.layout if case.residual == "same" else case.residual
         residual = lay_out(draw.normal(*case.shape).to(dtype), layout)
+    if not isinstance(case, NormCase):
+        return Problem(x, lay_out_upstream(dy, case), weight, bias, residual)
+    channels = case.shape[1]
     running_mean = vector(draw.normal(channels), case.stats)
     running_var = vector(draw.uniform(0.5, 2, channels), case.stats)
     return Problem(x, lay_out_upstream(dy, case), weight, bias, residual, running_mean, running_var)
@@ -170,9 +174,17 @@ def _upstream(draw: Draw, case: Case, dtype: torch.dtype) -> Tensor:
         kept = [size if d < 2 else 1 for d, size in enumerate(case.shape)]
         return draw.normal(*kept).expand(case.shape).to(dtype)
     dy = draw.normal(*case.shape)
-    if case.dy == "centred":  # no sum per channel: a dweight that is computed without centring x shows
-        dy = dy - dy.mean([d for d in range(dy.dim()) if d != 1], keepdim=True)
+    if case.dy == "centred" and not isinstance(case, ReluCase):
+        dy = _centred(dy, case)
     return dy.to(dtype)
+
+
+def _centred(dy: Tensor, case: NormCase | RowCase) -> Tensor:
+    """Without a sum over what shares both statistics and weight: a dweight computed without centring x shows."""
+    sets = sets_of(case)
+    dims = tuple(d for d in sets.shared if d in sets.inside) or sets.shared
+    dy = sets.view(dy)
+    return (dy - dy.mean(dims, keepdim=True)).reshape(case.shape)
 
 
 def lay_out_upstream(values: Tensor, case: Case) -> Tensor:

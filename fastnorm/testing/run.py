@@ -8,12 +8,22 @@ import torch
 from torch import Tensor
 
 from fastnorm.activation import Activation
-from fastnorm.functional import batch_norm, general_relu
-from fastnorm.testing.cases import ACTS, Case, NormCase, ReluCase
+from fastnorm.functional import (
+    batch_norm,
+    general_relu,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    layer_norm_2d,
+    rms_norm,
+)
+from fastnorm.testing.cases import ACTS, Case, NormCase, ReluCase, RowCase
 from fastnorm.testing.compare import check
+from fastnorm.testing.judge import Expectations
 from fastnorm.testing.layouts import bits_outside, norm_format, storage_bits
-from fastnorm.testing.oracle import Expectations, norm_problem, relu_problem
+from fastnorm.testing.oracle import norm_problem, relu_problem
 from fastnorm.testing.problems import Problem
+from fastnorm.testing.row_oracle import row_problem
 
 BUFFERS = ("running_mean", "running_var")
 
@@ -21,10 +31,12 @@ BUFFERS = ("running_mean", "running_var")
 @lru_cache(maxsize=64)
 def solved(case: Case) -> tuple[Problem, Expectations]:
     """The problem and its answer; callers copy the problem before they let anything run on it."""
-    return norm_problem(case) if isinstance(case, NormCase) else relu_problem(case)
+    if isinstance(case, ReluCase):
+        return relu_problem(case)
+    return norm_problem(case) if isinstance(case, NormCase) else row_problem(case)
 
 
-def activation_of(case: NormCase) -> Activation | None:
+def activation_of(case: NormCase | RowCase) -> Activation | None:
     return None if case.act is None else Activation(True, *ACTS[case.act].numbers)
 
 
@@ -32,10 +44,30 @@ def forward(case: Case, p: Problem, backend: str) -> Tensor:
     """y through the public functional interface."""
     if isinstance(case, ReluCase):
         return general_relu(p.x, *ACTS[case.act].numbers, backend=backend)
+    if isinstance(case, RowCase):
+        return row_forward(case, p, activation_of(case), backend)
     return batch_norm(
         p.x, p.running_mean, p.running_var, p.weight, p.bias, case.training, case.momentum, case.eps,
         act=activation_of(case), residual=p.residual, unbiased=case.unbiased, detach_stats=case.detach_stats,
         backend=backend,
+    )  # fmt: skip
+
+
+def row_forward(case: RowCase, p: Problem, act: Activation | None, backend: str) -> Tensor:
+    """y of a case of the row family, whatever its activation is said to be."""
+    residual, eps = p.residual, case.eps
+    if case.kind == "layer":
+        shape = case.parameter_shape
+        return layer_norm(p.x, shape, p.weight, p.bias, eps, act=act, residual=residual, backend=backend)
+    if case.kind == "rms":
+        return rms_norm(p.x, case.parameter_shape, p.weight, eps, act=act, residual=residual, backend=backend)
+    if case.kind == "position":
+        return layer_norm_2d(p.x, p.weight, p.bias, eps, act=act, residual=residual, backend=backend)
+    if case.kind == "instance":
+        return instance_norm(p.x, weight=p.weight, bias=p.bias, eps=eps, act=act, residual=residual, backend=backend)
+    return group_norm(
+        p.x, case.groups, p.weight, p.bias, eps,
+        act=act, residual=residual, unbiased=case.unbiased, backend=backend,
     )  # fmt: skip
 
 

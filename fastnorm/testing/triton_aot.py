@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastnorm.ops import triton as triton_ops
 from fastnorm.testing.cases import DTYPES
@@ -42,6 +43,15 @@ class Case:
     act: bool = False
     residual: bool = False
     training: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class RowCase(Case):
+    """A forward and a backward of row_norm, with fp32 parameters; rms goes without a bias."""
+
+    dims: int = 0
+    groups: int = 0
+    rms: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +122,20 @@ def compiling(arch: int) -> Iterator[list[tuple[str, tuple[int, ...], Any]]]:
 
 def launch(case: Case) -> None:
     """Calls the launchers of one case on meta tensors."""
-    call = triton_ops._import_kernels().LAUNCHERS
     x = torch.empty(case.shape, dtype=DTYPES[case.dtype], device="meta")
     if case.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     residual = torch.empty_like(x) if case.residual else None
-    channel = torch.empty(case.shape[1], device="meta")
     numbers: Activation = ACTIVATION if case.act else (None, None, None, None)
+    if isinstance(case, RowCase):
+        launch_row_norm(case, x, residual, numbers)
+    else:
+        launch_batch_norm(case, x, residual, numbers)
+
+
+def launch_batch_norm(case: Case, x: Tensor, residual: Tensor | None, numbers: Activation) -> None:
+    call = triton_ops._import_kernels().LAUNCHERS
+    channel = torch.empty(case.shape[1], device="meta")
     _, mean, rstd = call["batch_norm_fwd"](
         x, channel, channel, residual, channel, channel, None,
         case.training, 0.1, 1e-5, False, False, case.act, *numbers,
@@ -127,6 +144,18 @@ def launch(case: Case) -> None:
     if case.act:
         call["general_relu_fwd"](x, *numbers)
         call["general_relu_bwd"](x, x, *numbers)
+
+
+def launch_row_norm(case: RowCase, x: Tensor, residual: Tensor | None, numbers: Activation) -> None:
+    call = triton_ops._import_kernels().LAUNCHERS
+    shape = case.shape[-case.dims :] if case.dims else case.shape[1:2]
+    weight = torch.empty(shape, device="meta")
+    bias = None if case.rms else weight
+    sets = (case.dims, case.groups)
+    _, mean, rstd = call["row_norm_fwd"](
+        x, weight, bias, residual, *sets, 1e-5, case.rms, False, case.act, *numbers
+    )  # fmt: skip
+    call["row_norm_bwd"](x, x, weight, bias, residual, mean, rstd, *sets, case.rms, False, True, case.act, *numbers)
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int, int]:
@@ -190,7 +219,8 @@ def compile_in_subprocess(cases: Sequence[Case], arch: int) -> list[Launch]:
 
 
 def _case_from(fields: dict[str, Any]) -> Case:
-    return Case(**{**fields, "shape": tuple(fields["shape"])})
+    kind = RowCase if "dims" in fields else Case
+    return kind(**{**fields, "shape": tuple(fields["shape"])})
 
 
 def _launch_from(fields: dict[str, Any]) -> Launch:

@@ -58,17 +58,21 @@ def each_backend(function: object = None, *, fast: bool = False) -> pytest.MarkD
     return pytest.mark.parametrize("backend", FAST if fast else REQUIRED, ids=str)
 
 
-def over(cases: Sequence[Case], *, interpret_every: int = 1) -> pytest.MarkDecorator:
+def over(cases: Sequence[Case], *, interpret_every: int = 1, eager_every: int = 1) -> pytest.MarkDecorator:
     """Parametrize over cases and, for each, the required backends that can take it.
 
-    interpret_every thins out the cases of the interpreted backend. Backends vary fastest: each case is solved
-    once.
+    interpret_every thins out the cases of the interpreted backend, eager_every those of plain PyTorch. Backends vary
+    fastest: each case is solved once.
     """
+
+    def every(backend: Backend) -> int:
+        return interpret_every if backend.slow else eager_every if backend.name == "eager" else 1
+
     pairs = [
         (case, backend)
         for index, case in enumerate(cases)
         for backend in REQUIRED
-        if backend.takes(case) and not (backend.slow and index % interpret_every)
+        if backend.takes(case) and index % every(backend) == 0
     ]
     return pytest.mark.parametrize("case, backend", pairs, ids=[f"{c.name}-{b}" for c, b in pairs])
 

@@ -1,6 +1,6 @@
 """Run as a script: every tensor against a page that must not be touched; a read or write astray ends it.
 
-    python guarded.py BACKEND FIRST LAST
+    python guarded.py BACKEND FIRST LAST [STEP]
 
 The name of each case is printed before it runs, so that the last line of a crash names it.
 """
@@ -16,10 +16,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fastnorm.testing import NormCase, ReluCase, run
+from fastnorm.testing import NormCase, ReluCase, RowCase, run
 from fastnorm.testing.cases import DTYPES, LAYOUTS, Case, fits
 from fastnorm.testing.layouts import extent
 from fastnorm.testing.problems import Problem, build
+from fastnorm.testing.row_tables import FORMS, FUSED, KINDS
 
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -65,10 +66,30 @@ def cases() -> Iterator[Case]:
         yield NormCase((rows, channels), dtype=dtype, act="full")
         yield NormCase((rows, channels, 1, 3), "channels_last", dtype, act="full", residual="same")
         yield NormCase((rows, 3, channels), dtype=dtype, act="full", residual="same")
+    yield from row_cases()
 
 
-def main(backend: str, first: int, last: int) -> None:
-    for case in itertools.islice(cases(), first, last):
+def row_cases() -> Iterator[RowCase]:
+    for base, layout, (index, dtype) in itertools.product((*KINDS, *FORMS), LAYOUTS, enumerate(DTYPES)):
+        if fits(base.shape, layout):
+            case = base.but(layout=layout, dtype=dtype, weight=dtype, bias=None if base.rms else dtype)
+            yield case.but(**FUSED, dy="contiguous") if (index + len(layout)) % 2 else case
+    for count, rows, dtype in itertools.product(range(1, 36), (2, 5), DTYPES):
+        yield RowCase((rows, count), "layer", dtype=dtype, act="full", vectors="every_second")
+        yield RowCase((rows, 3, count), "layer", 2, dtype=dtype, **FUSED)
+        yield RowCase((rows, 3, count + 1), "instance", dtype=dtype, **FUSED)
+        yield RowCase((rows, 2 * count, 1, 3), "group", 2, "channels_last", dtype, **FUSED)
+        yield RowCase((rows, 3 * count, 2, 2), "group", count, "channels_last", dtype, act="leaky")
+        yield RowCase((rows, count, 1, 3), "position", layout="channels_last", dtype=dtype, **FUSED)
+        yield RowCase((rows, 3, 1, count), "position", dtype=dtype, act="leaky")
+    for count, dtype in itertools.product((127, 1023, 4097, 33_001), DTYPES):
+        yield RowCase((2, count), "layer", dtype=dtype, **FUSED)
+        yield RowCase((count, 5), "layer", dtype=dtype, act="full")
+        yield RowCase((2, 6, count), "group", 3, dtype=dtype, act="full")
+
+
+def main(backend: str, first: int, last: int, step: int = 1) -> None:
+    for case in itertools.islice(cases(), first, last, step):
         print(case.name, flush=True)
         problem = build(case)
         for at_end in (False, True):
@@ -97,4 +118,4 @@ if __name__ == "__main__":
     elif sys.argv[1] == "overrun":
         overrun()
     else:
-        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+        main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastnorm.testing import NormCase, ReluCase, run, solved
-from fastnorm.testing.cases import Case
+from fastnorm.testing import NormCase, ReluCase, RowCase, run
+from fastnorm.testing.cases import Case, fits
+from fastnorm.testing.problems import build
+from fastnorm.testing.row_tables import FUSED, GROUP, LAYER, rms
 
 from .backends import FAST, REQUIRED, Backend
 
@@ -43,10 +45,36 @@ CASES = [
     ReluCase((100_003,)),
 ]
 
+# Rows shared among threads, rows cut into pieces, and sums over many rows into few and into many parameters.
+ROW_FORMS = (
+    RowCase((4099, 17), "layer"),
+    RowCase((50_021, 2), "layer"),
+    RowCase((2, 100_003), "layer"),
+    RowCase((67, 2, 41, 43), "layer", 3),
+    rms((7, 9973)),
+    RowCase((67, 4, 41, 43), "group", 2),
+    RowCase((3, 64, 23, 29), "group", 32),
+    RowCase((2, 6, 211, 199), "group", 3),
+    RowCase((4099, 12), "group", 4),
+    RowCase((3, 67, 23, 29), "instance"),
+    RowCase((2, 3, 7, 41, 43), "instance"),
+    RowCase((5, 257, 11, 13), "position"),
+    RowCase((2, 3, 211, 199), "position"),
+)
+CASES += [
+    base.but(layout=layout, dtype=("fp32", "bf16")[(index + (layout == "channels_last")) % 2], **FUSED)
+    for index, base in enumerate(ROW_FORMS)
+    for layout in ("contiguous", "channels_last")
+    if fits(base.shape, layout)
+] + [
+    RowCase((67, 2, 41, 43), "layer", 3, "every_second"),
+    RowCase((67, 4, 41, 43), "group", 2, "contiguous", "fp64"),
+    RowCase((3, 67, 23, 29), "instance", layout="transposed", weight=None),
+]
+
 
 def outputs(case: Case, backend: Backend) -> dict[str, torch.Tensor]:
-    kept, _ = solved(case)
-    return run(case, kept.copy(backend.device), backend.namespace)
+    return run(case, build(case).copy(backend.device), backend.namespace)
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], what: str) -> None:
@@ -74,14 +102,15 @@ def test_threads(case: Case, backend: Backend, threads: None) -> None:
 
 
 @pytest.mark.parametrize("backend", FAST, ids=str)
-def test_python_threads(backend: Backend) -> None:
+@pytest.mark.parametrize("base", (NormCase((5, 7, 3, 11)), LAYER, GROUP), ids=lambda c: c.name)
+def test_python_threads(base: NormCase | RowCase, backend: Backend) -> None:
     """Several Python threads at once get what one gets: no scratch memory is shared.
 
     Not for Triton's interpreter, which keeps the running program's id in a global of its own.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    cases = [NormCase((5, 7, 3, 11), seed=s, act="full") for s in range(4)]
+    cases = [base.but(seed=s, act="full") for s in range(4)]
     single = [outputs(case, backend) for case in cases]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):

@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-import fastnorm
 from fastnorm.functional import batch_norm, general_relu
-from fastnorm.testing import NormCase, conform, forward, solved
+from fastnorm.testing import NormCase, RowCase, conform, forward, solved
 from fastnorm.testing.layouts import storage_bits
+from fastnorm.testing.row_tables import GROUP, LAYER, POSITION, RMS
 
 from .backends import DEVICE, Backend, each_backend, random
+from .functions import LEAKY, Option
 
 CASE = NormCase((5, 7, 3, 11), act="full", residual="same")
+CASES = (CASE, CASE.but(training=False), *(base.but(act="full", residual="same") for base in (LAYER, GROUP, POSITION)))
 LEAVES = ("x", "weight", "bias", "residual")
+NORMS = {
+    "batch": Option(act=LEAKY),
+    "layer": Option("layer", 1, act=LEAKY),
+    "images": Option("layer", 3, act=LEAKY),
+    "group": Option("group", 7, act=LEAKY),
+    "position": Option("position", act=LEAKY),
+}
+every_norm = pytest.mark.parametrize("norm", NORMS)
 
 
-@pytest.mark.parametrize("training", (True, False), ids=("train", "eval"))
+@pytest.mark.parametrize("case", (*CASES, RMS.but(act="full", residual="same")), ids=lambda c: c.name)
 @pytest.mark.parametrize("act", (None, "full"))
 @each_backend()
-def test_every_subset_of_gradients(training: bool, act: str | None, backend: Backend) -> None:
+def test_every_subset_of_gradients(case: NormCase | RowCase, act: str | None, backend: Backend) -> None:
     """Each subset gets bit for bit what all together get, and the others get nothing."""
-    case = CASE.but(training=training, act=act)
+    case = case.but(act=act)
     kept, _ = solved(case)
     full = conform(case, backend.namespace, backend.device)
-    for size in range(len(LEAVES) + 1):
-        for subset in itertools.combinations(LEAVES, size):
+    leaves = [name for name in LEAVES if name in kept.tensors()]
+    for size in range(len(leaves) + 1):
+        for subset in itertools.combinations(leaves, size):
             p = kept.copy(backend.device)
             for name in subset:
                 p.tensors()[name].requires_grad_()
@@ -37,7 +49,7 @@ def test_every_subset_of_gradients(training: bool, act: str | None, backend: Bac
             assert torch.equal(y, full["y"])
             if subset:
                 y.backward(p.dy)
-            for name in LEAVES:
+            for name in leaves:
                 grad = p.tensors()[name].grad
                 if name in subset:
                     assert grad is not None and torch.equal(grad, full[f"d{name}"]), (name, subset)
@@ -46,15 +58,16 @@ def test_every_subset_of_gradients(training: bool, act: str | None, backend: Bac
 
 
 @pytest.mark.parametrize("finish", ("sum", "cat", "transpose", "mean"))
+@every_norm
 @each_backend()
-def test_upstream_of_real_graphs(finish: str, backend: Backend) -> None:
+def test_upstream_of_real_graphs(norm: str, finish: str, backend: Backend) -> None:
     """The op gives for the graph's own dy what it gives for a contiguous copy of it."""
     seen: list[Tensor] = []
     x = random(5, 7, 3, 11).requires_grad_()
-    weight = random(7, seed=1).requires_grad_()
+    weight = random(*NORMS[norm].parameter_shape(x.shape), seed=1).requires_grad_()
 
     def run(contiguous: bool) -> tuple[Tensor, ...]:
-        y = batch_norm(x, None, None, weight, None, True, act=fastnorm.GeneralRelu(0.1, 0.4), backend=backend.namespace)
+        y = NORMS[norm].call(x, weight, None, None, backend.namespace)
         y.register_hook(lambda dy: dy.contiguous().clone() if contiguous else seen.append(dy))
         if finish == "sum":
             loss = y.sum()
@@ -71,59 +84,59 @@ def test_upstream_of_real_graphs(finish: str, backend: Backend) -> None:
     assert finish == "mean" or not seen[0].is_contiguous()
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 @each_backend()
-def test_upstream_stays_as_it_was(backend: Backend) -> None:
+def test_upstream_stays_as_it_was(case: NormCase | RowCase, backend: Backend) -> None:
     """Also where the residual's gradient is dy itself: changing one must not change the other."""
     for act in (None, "full"):
-        kept, _ = solved(CASE.but(act=act))
+        kept, _ = solved(case.but(act=act))
         p = kept.copy(backend.device)
         before = storage_bits(p.dy)
         for name in LEAVES:
             p.tensors()[name].requires_grad_()
-        forward(CASE.but(act=act), p, backend.namespace).backward(p.dy)
+        forward(case.but(act=act), p, backend.namespace).backward(p.dy)
         assert torch.equal(storage_bits(p.dy), before)
         p.x.grad.add_(1)
         assert torch.equal(storage_bits(p.dy), before)
 
 
-def saved_bytes(backend: Backend, **options: object) -> tuple[int, int]:
-    """Bytes of distinct storages that one training forward saves, and those of x."""
+# The sets of each kind for an x of [16, 7, 9, 11]: a mean and an rstd are kept of each.
+SETS = {"batch": 7, "layer": 16 * 7 * 9, "images": 16, "group": 16 * 7, "position": 16 * 9 * 11}
+
+
+def saved_bytes(option: Option, buffers: tuple[Tensor, Tensor], backend: Backend) -> tuple[int, int, int]:
+    """Bytes of distinct storages that one training forward saves, those of x, and of weight and bias."""
     x = random(16, 7, 9, 11).requires_grad_()
-    weight, bias = (random(7, seed=s).requires_grad_() for s in (1, 2))
+    weight, bias = (random(*option.parameter_shape(x.shape), seed=s).requires_grad_() for s in (1, 2))
     storages: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:
         storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
-    residual = random(*x.shape, seed=3).requires_grad_() if options.pop("residual", False) else None
+    residual = random(*x.shape, seed=3).requires_grad_() if option.residual else None
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y = batch_norm(
-            x, torch.zeros(7, device=DEVICE), torch.ones(7, device=DEVICE), weight, bias, True,
-            residual=residual, backend=backend.namespace, **options,
-        )  # fmt: skip
+        y = option.call(x, weight, bias, residual, backend.namespace, buffers)
     assert y.grad_fn is not None
-    return sum(storages.values()), x.untyped_storage().nbytes()
+    return sum(storages.values()), x.untyped_storage().nbytes(), 2 * weight.untyped_storage().nbytes()
 
 
+@every_norm
 @each_backend()
-def test_saved_bytes(backend: Backend) -> None:
-    """x and per-channel vectors (weight, bias, mean, rstd); with a residual and an activation both."""
-    vectors, act = 4 * 7 * 4, fastnorm.GeneralRelu(0.1, 0.4)
-    for options, tensors in (
-        ({}, 1),
-        ({"act": act}, 1),
-        ({"residual": True}, 1),
-        ({"act": act, "residual": True}, 2),
-    ):
-        saved, size = saved_bytes(backend, **options)
-        assert tensors * size <= saved <= tensors * size + vectors, options
+def test_saved_bytes(norm: str, backend: Backend) -> None:
+    """x, weight and bias, a mean and an rstd per set; with a residual and an activation that too."""
+    buffers = torch.zeros(7, device=DEVICE), torch.ones(7, device=DEVICE)
+    for act, residual, tensors in ((None, False, 1), (LEAKY, False, 1), (None, True, 1), (LEAKY, True, 2)):
+        saved, size, parameters = saved_bytes(replace(NORMS[norm], act=act, residual=residual), buffers, backend)
+        vectors = parameters + 2 * 4 * SETS[norm]
+        assert tensors * size <= saved <= tensors * size + vectors, (act, residual)
 
 
+@every_norm
 @each_backend()
-def test_backward_twice(backend: Backend) -> None:
+def test_backward_twice(norm: str, backend: Backend) -> None:
     x, dy = random(5, 7, 3, 11).requires_grad_(), random(5, 7, 3, 11, seed=1)
-    y = batch_norm(x, None, None, training=True, act=fastnorm.GeneralRelu(0.1), backend=backend.namespace)
+    y = NORMS[norm].call(x, None, None, None, backend.namespace)
     (first,) = torch.autograd.grad(y, x, dy, retain_graph=True)
     (second,) = torch.autograd.grad(y, x, dy)
     assert torch.equal(first, second)
@@ -132,15 +145,18 @@ def test_backward_twice(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("changed", ("x", "weight", "residual"))
+@every_norm
 @each_backend()
-def test_in_place_change_of_a_saved_tensor_is_detected(changed: str, backend: Backend) -> None:
-    tensors = {"x": random(5, 7, 3, 11), "weight": random(7, seed=1), "residual": random(5, 7, 3, 11, seed=2)}
+def test_in_place_change_of_a_saved_tensor_is_detected(norm: str, changed: str, backend: Backend) -> None:
+    shape = (5, 7, 3, 11)
+    tensors = {
+        "x": random(*shape),
+        "weight": random(*NORMS[norm].parameter_shape(shape), seed=1),
+        "residual": random(*shape, seed=2),
+    }
     for t in tensors.values():
         t.requires_grad_()
-    y = batch_norm(
-        tensors["x"], None, None, tensors["weight"], None, True, act=fastnorm.GeneralRelu(0.1, 0.4),
-        residual=tensors["residual"], backend=backend.namespace,
-    )  # fmt: skip
+    y = NORMS[norm].call(tensors["x"], tensors["weight"], None, tensors["residual"], backend.namespace)
     with torch.no_grad():
         tensors[changed].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

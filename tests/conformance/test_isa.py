@@ -13,7 +13,13 @@ import torch
 from .backends import REQUIRED
 
 HERE = Path(__file__).parent
-SHORT = ("test_ties.py", "test_tables.py::test_batch_norm_dtypes", "test_tables.py::test_batch_norm_upstream")
+SHORT = (
+    "test_ties.py",
+    "test_tables.py::test_batch_norm_dtypes",
+    "test_tables.py::test_batch_norm_upstream",
+    "test_row_tables.py::test_dtypes",
+    "test_row_tables.py::test_upstream",
+)
 RANK = {"DEFAULT": 0, "AVX2": 1, "AVX512": 2}
 
 

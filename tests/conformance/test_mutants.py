@@ -20,7 +20,7 @@ from fastnorm.eager import batch_norm as eager
 from fastnorm.ops import OPS
 from fastnorm.testing import NormCase, ReluCase, conform
 
-from . import test_determinism, test_graph, test_ties
+from . import functions, test_determinism, test_graph, test_ties
 from .backends import ALL
 
 EAGER = ALL["eager"]
@@ -195,14 +195,15 @@ def not_deterministic(patch: Patch) -> None:
     install(patch, batch_norm_bwd=wrong)
 
 
-def saves_the_output(patch: Patch) -> None:
-    right = test_graph.batch_norm
+def saves_the_output(patch: Patch, norm: str = "batch_norm") -> None:
+    """As a module does that composes the norm and the activation."""
+    right = getattr(functions, norm)
 
     def wrong(*a: Any, act: Any = None, **k: Any) -> Tensor:
         y = right(*a, **k)
-        return y if act is None else act(y)
+        return y if act is None else torch.nn.functional.leaky_relu(y, act.leak) - act.sub
 
-    patch.setattr(test_graph, "batch_norm", wrong)
+    patch.setattr(functions, norm, wrong)
 
 
 def residual_gradient_behind_the_activation(patch: Patch) -> None:
@@ -263,7 +264,7 @@ MUTANTS: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
         lambda: test_ties.test_general_relu(test_ties.EXACT_ACTS["relu"], torch.bfloat16, EAGER),
     ),
     (not_deterministic, lambda: test_determinism.test_repeat(BASE, EAGER)),
-    (saves_the_output, lambda: test_graph.test_saved_bytes(EAGER)),
+    (saves_the_output, lambda: test_graph.test_saved_bytes("batch", EAGER)),
     (second_derivative_without_statistics, gradgradcheck),
 ]
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fastnorm.testing import ACTS, DTYPES, NormCase, ReluCase
-from fastnorm.testing.cases import LAYOUTS, fits
+from fastnorm.testing import ACTS, DTYPES, NormCase, ReluCase, RowCase
+from fastnorm.testing.cases import LAYOUTS, Case, fits
 from fastnorm.testing.problems import DATA
 
 from .backends import Backend, each_backend
@@ -69,6 +69,43 @@ def norm_cases(draw: st.DrawFn, largest: int) -> NormCase:
 
 
 @st.composite
+def row_cases(draw: st.DrawFn, largest: int) -> RowCase:
+    kind = draw(st.sampled_from(("layer", "rms", "group", "instance", "position")))
+    shape = draw(shapes(largest, 3 if kind == "instance" else 1 if kind in ("layer", "rms") else 2))
+    size = 1
+    if kind in ("layer", "rms"):
+        size = draw(st.integers(1, len(shape)))
+    elif kind == "group":
+        size = draw(st.sampled_from([count for count in range(1, shape[1] + 1) if shape[1] % count == 0]))
+        assume(math.prod(shape) > size)  # torch refuses one value in all
+    elif kind == "instance":
+        assume(math.prod(shape[2:]) > 1)
+    layouts = [layout for layout in LAYOUTS if fits(shape, layout)]
+    dtype = draw(st.sampled_from(list(DTYPES)))
+    act = draw(st.none() | st.sampled_from(list(ACTS)))
+    values = math.prod(shape[1:]) // size if kind == "group" else 0
+    loose = () if act or len(shape) < 2 else ("ones", "per_sample")
+    data = [name for name in TINY_DATA if len(shape) > 1 or name != "outlier"]  # which goes into a dim of channels
+    return RowCase(
+        shape,
+        kind,
+        size,
+        draw(st.sampled_from(layouts)),
+        dtype,
+        draw(maybe_dtype),
+        None if kind == "rms" else draw(maybe_dtype),
+        act,
+        draw(st.none() | st.sampled_from(layouts)),
+        draw(st.sampled_from((1e-5, 1e-3))),
+        values > 1 and draw(st.booleans()),
+        draw(st.sampled_from(data if dtype != "fp16" else ("normal", "near_200", "tiny"))),
+        draw(st.sampled_from(("same", "centred", *layouts[:2], *(("cat",) if len(shape) > 1 else ()), *loose))),
+        draw(st.sampled_from(("contiguous", "every_second", "offset"))),
+        draw(st.integers(0, 2**16)),
+    )
+
+
+@st.composite
 def relu_cases(draw: st.DrawFn, largest: int) -> ReluCase:
     shape = draw(shapes(largest))
     layouts = [layout for layout in LAYOUTS if fits(shape, layout)]
@@ -89,7 +126,7 @@ def relu_cases(draw: st.DrawFn, largest: int) -> ReluCase:
 def explore(backend: Backend, strategy: st.SearchStrategy, examples: int) -> None:
     @settings(max_examples=examples)
     @given(strategy)
-    def conforms(case: NormCase | ReluCase) -> None:
+    def conforms(case: Case) -> None:
         assume(backend.takes(case))
         backend.conform(case)
 
@@ -106,6 +143,11 @@ def test_batch_norm(backend: Backend) -> None:
 
 
 @each_backend()
+def test_row_norm(backend: Backend) -> None:
+    explore(backend, row_cases(largest(backend)), (2 if backend.slow else 4) * FEW)
+
+
+@each_backend()
 def test_general_relu(backend: Backend) -> None:
     explore(backend, relu_cases(largest(backend)), FEW)
 
@@ -114,6 +156,12 @@ def test_general_relu(backend: Backend) -> None:
 @each_backend()
 def test_many_batch_norms(backend: Backend) -> None:
     explore(backend, norm_cases(largest(backend) * 3), MANY // (6 if backend.slow else 1))
+
+
+@pytest.mark.slow
+@each_backend()
+def test_many_row_norms(backend: Backend) -> None:
+    explore(backend, row_cases(largest(backend) * 3), 2 * MANY // (12 if backend.slow else 1))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from torch import nn
 
 import fastnorm
 from fastnorm.testing.compare import Expectation, check, ulp
-from fastnorm.testing.oracle import composed_relu
+from fastnorm.testing.composed import composed_relu
 from fastnorm.testing.rounding import unit_of
 
 from .backends import DEVICE, Backend, each_backend, random

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastnorm.activation import Activation
 from fastnorm.functional import batch_norm, general_relu
 from fastnorm.testing import DTYPES, Act
-from fastnorm.testing.oracle import composed_relu
+from fastnorm.testing.composed import composed_relu
 
 from .backends import DEVICE, Backend, each_backend
 

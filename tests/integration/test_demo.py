@@ -71,6 +71,15 @@ def test_options_are_heard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "1+1 epochs at lr 0.05" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("norm", ["layer", "group", "instance", "rms"])
+def test_every_norm_trains(tmp_path: Path, norm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--norm", norm, "--epochs", "3", "--threads", "1", "--out", str(tmp_path)]) == 0
+    numbers = json.loads((tmp_path / f"demo_digits_{norm}.json").read_text())
+    assert numbers["norm"] == norm and numbers["accuracy"]["fastnorm"] > 0.9
+    assert numbers["saved_bytes"]["fastnorm"] < numbers["saved_bytes"]["torch.nn"]
+    assert "act=GeneralRelu(0.1, 0.4)" in capsys.readouterr().out
+
+
 def write_shapes(root: Path) -> None:
     """Four tiny IDX files in place of Fashion-MNIST: class k is a bright row 2k on a noisy ground."""
     generator = np.random.default_rng(0)

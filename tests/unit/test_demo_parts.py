@@ -81,9 +81,10 @@ def test_fashion_mnist_files_that_do_not_belong_together(
         data.load("fashion-mnist", root=tmp_path, seed=0)
 
 
+@pytest.mark.parametrize("norm", list(model.NORMS))
 @pytest.mark.parametrize(("ks", "side"), [(3, 16), (5, 28)])
-def test_both_nets_are_the_same_function(ks: int, side: int) -> None:
-    nets = model.build_pair(ks=ks, seed=1, device=CPU)
+def test_both_nets_are_the_same_function(ks: int, side: int, norm: str) -> None:
+    nets = model.build_pair(ks=ks, seed=1, norm=norm, side=side, device=CPU)
     theirs, ours = nets["torch.nn"].state_dict(), nets["fastnorm"].state_dict()
     assert list(theirs) == list(ours)
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
@@ -91,6 +92,12 @@ def test_both_nets_are_the_same_function(ks: int, side: int) -> None:
     outs = [net.double()(x.double()) for net in nets.values()]
     assert outs[0].shape == (8, 10)
     torch.testing.assert_close(outs[0], outs[1])
+    # The norm asked for, and in both nets the same layers: without it instance norm's activation stands alone.
+    kinds = [
+        [type(layer).__name__ for layer in net.modules() if "Norm" in type(layer).__name__] for net in nets.values()
+    ]
+    blocks = 3 if norm == "instance" and side == 16 else 4
+    assert kinds == [[model.norm_name(norm)] * blocks] * 2
 
 
 def test_composed_general_relu_leaves_its_input_alone() -> None:
@@ -131,7 +138,7 @@ def test_saved_bytes_counts_the_whole_storage_behind_a_view() -> None:
 
 
 def test_measuring_leaves_the_nets_as_they_were() -> None:
-    nets = model.build_pair(ks=3, seed=0, device=CPU)
+    nets = model.build_pair(ks=3, seed=0, norm="batch", side=16, device=CPU)
     before = {key: value.clone() for key, value in nets["fastnorm"].state_dict().items()}
     x = torch.randn(4, 1, 16, 16)
     seconds = measure.norm_act_seconds(nets, x)
@@ -203,6 +210,7 @@ def summary(theirs: float, ours: float, first: float = 0.0) -> report.Summary:
     pair = {"torch.nn": 2.0, "fastnorm": 1.0}
     return report.Summary(
         data="digits",
+        norm="batch",
         device="cpu",
         threads=1,
         backend="eager",

@@ -26,7 +26,10 @@ def test_signatures() -> None:
     for name in ("act", "residual", "unbiased", "backend"):
         assert own[name].kind is inspect.Parameter.KEYWORD_ONLY
     assert list(inspect.signature(general_relu).parameters)[:5] == ["x", "leak", "sub", "maxv", "max_leak"]
-    assert fastnorm.functional.__all__ == ["batch_norm", "general_relu", "synchronized_batch_norm"]
+    assert fastnorm.functional.__all__ == [
+        "batch_norm", "general_relu", "group_norm", "instance_norm", "layer_norm", "layer_norm_2d", "rms_norm",
+        "synchronized_batch_norm",
+    ]  # fmt: skip
 
 
 def test_positional_call_is_torchs(cpu_backend: str) -> None:

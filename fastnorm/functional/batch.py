@@ -1,15 +1,13 @@
-"""The functional interface: torch.nn.functional's arguments in its order, plus keyword-only extras."""
+"""Batch norm as a function, of one process and of several."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fastnorm.activation import Activation, as_activation, checked_activation
+from fastnorm.activation import Activation, as_activation
 from fastnorm.autograd import batch_norm as _batch_norm
-from fastnorm.autograd import general_relu as _general_relu
 from fastnorm.autograd import sync_batch_norm as _sync_batch_norm
 from fastnorm.checks import (
     channel_vector,
@@ -20,40 +18,6 @@ from fastnorm.checks import (
     residual_like,
 )
 from fastnorm.ops.backend import resolve
-
-__all__ = ["batch_norm", "general_relu", "synchronized_batch_norm"]
-
-
-def general_relu(
-    x: Tensor,
-    leak: float | None = None,
-    sub: float | None = None,
-    maxv: float | None = None,
-    max_leak: float | None = None,
-    *,
-    inplace: bool = False,
-    backend: str | None = None,
-) -> Tensor:
-    """Leaky ReLU, shifted down and clamped, in one pass: y = min(leaky_relu(x, leak) - sub, maxv).
-
-    Each step is taken only if its number is given; leak=None is plain ReLU. max_leak, with maxv, is the slope above
-    maxv instead of a flat line. Slope at x = 0 is leak (0 for ReLU), at y = maxv it is 1; NaN passes through.
-
-    Args:
-        x: any shape, fp64, fp32, bf16 or fp16; computed in fp32 (fp64 for fp64), rounded once.
-        inplace: write the result into x and return x; safe under autograd.
-        backend: "eager", "native", "triton", "auto"; None leaves the choice to `use_backend`.
-
-    Returns: a tensor like x; channels_last stays channels_last.
-    Raises: ValueError for numbers that are none; RuntimeError for integer or complex x.
-    Source: fast.ai's "GeneralRelu"; docs/math.md, G1-G4.
-    """
-    check_floating(x, "general_relu")
-    numbers = checked_activation(leak, sub, maxv, max_leak)[1:]
-    if inplace:
-        source = x.clone() if torch.is_grad_enabled() and x.requires_grad else x
-        return x.copy_(_general_relu.general_relu(source, *numbers, resolve(x, backend)))
-    return _general_relu.general_relu(x, *numbers, resolve(x, backend))
 
 
 def batch_norm(

@@ -1,0 +1,38 @@
+// How row_norm sees its tensors: their order in memory, and where each weight lies in it.
+#pragma once
+
+#include <memory>
+
+#include "bind/tensor.h"
+#include "op/row_norm.h"
+
+namespace fastnorm {
+
+struct RowNormGeometry {
+  MemoryFormat format;  // of outputs
+  MemoryFormat order;   // that the kernels walk: format, or contiguous where the sets are no runs in it
+  RowNormShape shape;
+  int64_t sets;                   // also where x is empty
+  std::vector<int64_t> weights;   // the shape of weight and bias
+  Parameter parameter;            // where their numbers lie, without data; strides are for a contiguous weight
+};
+
+// Checks dims and groups against x.
+RowNormGeometry row_norm_geometry(const Tensor& x, int64_t dims, int64_t groups);
+
+// A weight or bias in the order of memory and in the arithmetic's type: the tensor's own numbers where they already are.
+class ParameterNumbers {
+ public:
+  // Ones where the parameter is absent but wanted.
+  ParameterNumbers(const OptionalTensor& v, const char* name, const RowNormGeometry& g, Dtype dtype, bool wanted);
+  const void* data() const { return data_; }
+
+ private:
+  const void* data_ = nullptr;
+  std::unique_ptr<double[]> own_;
+};
+
+// A view of a new gradient, for store_parameter.
+Parameter gradient_of(const Tensor& grad, const RowNormGeometry& g);
+
+}  // namespace fastnorm

@@ -1,0 +1,88 @@
+// What the kernels of row_norm share: statistics of a run, numbers of a set, and the activation of a tile.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/loops.h"
+#include "op/row_norm.h"
+
+namespace fastnorm {
+namespace FASTNORM_ISA {
+
+// The activation is applied tile by tile to z that lies ready in L1, in the arithmetic's type: it is compiled once for
+// all memory orders, and what it costs to write and read a tile there is little beside it.
+constexpr int64_t kTile = kLongTile;  // elements, of one tile's z at least
+
+// y = act(z + residual); residual may be null.
+template <class T>
+void activate_tile(const ActivationSpec& act, const acc_t<T>* z, const T* residual, T* y, int64_t n, bool stream_out);
+
+// z becomes dz = act'(z + residual) * dy; dresidual, which is dz, is written unless null.
+template <class T>
+void activate_grad_tile(const ActivationSpec& act, acc_t<T>* z, const T* residual, const T* dy, T* dresidual, int64_t n);
+
+// Whether z goes through tiles: what follows the norm is more than storing.
+FASTNORM_INLINE bool tiled(const RowNormFwd& args) { return args.act.active || args.residual != nullptr; }
+
+template <class T>
+FASTNORM_INLINE const T* offset(const void* p, int64_t at) {
+  return p == nullptr ? nullptr : static_cast<const T*>(p) + at;
+}
+template <class T>
+FASTNORM_INLINE T* offset(void* p, int64_t at) {
+  return p == nullptr ? nullptr : static_cast<T*>(p) + at;
+}
+
+// The numbers of a set as they were stored: forward and backward use the same.
+template <class A>
+struct SetNumbers {
+  A mean, rstd;
+};
+template <class A, class Args>
+FASTNORM_INLINE SetNumbers<A> numbers_of(const Args& args, int64_t set) {
+  return {args.mean == nullptr ? A{0} : static_cast<const A*>(args.mean)[set], static_cast<const A*>(args.rstd)[set]};
+}
+
+// Stores a set's statistics (R2, R3).
+template <class A>
+FASTNORM_INLINE void finish_set(const RowNormFwd& args, int64_t set, const Moments& m) {
+  const double n = static_cast<double>(args.shape.set_size());
+  if (args.mean != nullptr) static_cast<A*>(args.mean)[set] = static_cast<A>(m.mean);
+  static_cast<A*>(args.rstd)[set] = static_cast<A>(inverse_std(m.var, n, args.eps, args.unbiased));
+}
+
+// A set's numbers for dx = rstd * g + (x - mean) * slope + offset, in the arithmetic's type (R6).
+template <class A>
+struct SetGrad {
+  A slope, offset;
+};
+template <class A>
+FASTNORM_INLINE SetGrad<A> narrow(const RowGrad& g) {
+  return {static_cast<A>(g.slope), static_cast<A>(g.offset)};
+}
+FASTNORM_INLINE RowGrad grad_of(const RowNormBwd& args, double rstd, const ChannelSums& sums) {
+  return row_grad(rstd, sums, static_cast<double>(args.shape.set_size()), args.rms, args.unbiased);
+}
+
+// dz where it lies in memory unrounded: dy if there is no activation, dresidual once the first sweep wrote it. Null
+// where it has to be computed again.
+template <class T>
+FASTNORM_INLINE const T* stored_dz(const RowNormBwd& args) {
+  if (!args.act.active) return static_cast<const T*>(args.dy);
+  return sizeof(T) == sizeof(acc_t<T>) ? static_cast<const T*>(args.dresidual) : nullptr;
+}
+
+// Sets that a forward takes together: short ones hide one another's latencies. Above a few KB the bursts of reads and
+// writes that they make cost more than that (four rows of 768 fp32 elements: 1.5 times the time).
+FASTNORM_INLINE int64_t sets_together(int64_t bytes_of_set) {
+  constexpr int64_t kBytes = 4096, kMost = 8;
+  const int64_t fitting = kBytes / bytes_of_set;
+  return fitting < 1 ? 1 : fitting < kMost ? fitting : kMost;
+}
+
+// The moments of a set that is a run of n elements (R2). rms takes them around 0: its mean stays 0.
+template <class T>
+Moments run_moments(const T* x, int64_t n, bool rms);
+
+}  // namespace FASTNORM_ISA
+}  // namespace fastnorm

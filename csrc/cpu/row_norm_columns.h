@@ -1,0 +1,83 @@
+// row_norm where a set is K neighbouring columns over the S rows of a sample: the numbers of a sample's columns, and
+// its tiles. Rows are joined as in batch norm (cpu/rows.h).
+#pragma once
+
+#include <initializer_list>
+#include <memory>
+
+#include "cpu/row_norm.h"
+#include "cpu/rows.h"
+
+namespace fastnorm {
+namespace FASTNORM_ISA {
+
+enum Column { kMean, kScale, kBias, kSlope, kShift, kColumns };  // the last two in the backward
+
+// Per-channel numbers of one sample at a time, repeated for rows wide enough to be written, and a tile of such rows.
+template <class T>
+class SampleColumns {
+  using A = acc_t<T>;
+
+ public:
+  explicit SampleColumns(const RowNormShape& shape, bool tiled)
+      : shape_(shape), plan_(RowPlan::of<T>(shape.width(), kWriteWidth)), columns_(plan_, kColumns) {
+    tile_rows_ = plan_.width < kTile ? kTile / plan_.width * plan_.joined : plan_.joined;
+    if (tiled) tile_.reset(new A[static_cast<size_t>(tile_rows_ * shape.width())]);
+  }
+  // z = (x - mean) * scale + bias (R4 with the form of N3).
+  template <class Args>
+  void affine(const Args& args, int64_t n) const {
+    const A *weight = static_cast<const A*>(args.weight), *bias = static_cast<const A*>(args.bias);
+    each(n, [&](int64_t set, int64_t c) {
+      const SetNumbers<A> numbers = numbers_of<A>(args, set);
+      columns_[kMean][c] = numbers.mean;
+      columns_[kScale][c] = (weight == nullptr ? A{1} : weight[c]) * numbers.rstd;
+      columns_[kBias][c] = bias == nullptr ? A{0} : bias[c];
+    });
+    for (const Column column : {kMean, kScale, kBias}) columns_.repeat(column);
+  }
+  void gradient(const RowGrad* grads, int64_t n) const {
+    each(n, [&](int64_t set, int64_t c) {
+      const SetGrad<A> grad = narrow<A>(grads[set - n * shape_.G]);
+      columns_[kSlope][c] = grad.slope, columns_[kShift][c] = grad.offset;
+    });
+    for (const Column column : {kSlope, kShift}) columns_.repeat(column);
+  }
+  // out = z of rows that begin at element `first`; as T it is y, in the arithmetic's type z of a tile.
+  template <class O>
+  void normalize(const T* x, O* out, int64_t rows, bool stream_out) const {
+    const A *mean = columns_[kMean], *scale = columns_[kScale], *bias = columns_[kBias];
+    plan_.each(0, rows, [&](int64_t first, int64_t wide, int64_t width) {
+      const T* p = x + first;
+      write_rows(out + first, wide, width, stream_out, [=](int64_t i, int64_t c, int m) {
+        return normalized(load(p + i, m), load(mean + c), load(scale + c), load(bias + c));
+      });
+    });
+  }
+  const RowPlan& plan() const { return plan_; }
+  const A* operator[](Column column) const { return columns_[column]; }
+  A* tile() const { return tile_.get(); }
+  int64_t tile_rows() const { return tile_rows_; }
+
+ private:
+  template <class F>
+  void each(int64_t n, F f) const {
+    for (int64_t g = 0; g < shape_.G; ++g) {
+      for (int64_t k = 0; k < shape_.K; ++k) f(n * shape_.G + g, g * shape_.K + k);
+    }
+  }
+
+  RowNormShape shape_;
+  RowPlan plan_;
+  Columns<A> columns_;
+  int64_t tile_rows_;
+  std::unique_ptr<A[]> tile_;
+};
+
+FASTNORM_INLINE int64_t block_end(const RowNormShape& shape, int64_t block) {
+  const int64_t row = (block + 1) * kBlockRows;
+  return row < shape.S ? row : shape.S;
+}
+
+}  // namespace FASTNORM_ISA
+}  // namespace fastnorm

@@ -1,0 +1,172 @@
+// row_norm where a set is a run of elements with a weight each: the loops over a piece of a set, or of several.
+#pragma once
+
+#include "cpu/row_norm.h"
+
+namespace fastnorm {
+namespace FASTNORM_ISA {
+
+// out = ((x - mean) * rstd) * weight + bias of n elements (R4). As T it is y of a norm without activation; in the
+// arithmetic's type it is z of a tile, computed by the same instructions in forward and backward.
+template <class T, class O>
+FASTNORM_INLINE void normalize_elements(const T* x, O* out, int64_t n, const SetNumbers<acc_t<T>>& set,
+                                        const acc_t<T>* weight, const acc_t<T>* bias, bool stream_out) {
+  using V = vec_t<T>;
+  const V mean = splat<V>(set.mean), rstd = splat<V>(set.rstd);
+  if (bias != nullptr) {
+    write_run(out, n, stream_out, [=](int64_t i, int m) {
+      return normalized(load(x + i, m), mean, rstd, load(weight + i, m), load(bias + i, m));
+    });
+  } else if (weight != nullptr) {
+    write_run(out, n, stream_out,
+              [=](int64_t i, int m) { return ((load(x + i, m) - mean) * rstd) * load(weight + i, m); });
+  } else {
+    write_run(out, n, stream_out, [=](int64_t i, int m) { return (load(x + i, m) - mean) * rstd; });
+  }
+}
+
+// z of elements [begin, begin + n) of a set, without the residual.
+template <class T, class Args>
+FASTNORM_INLINE void z_of_elements(const Args& args, int64_t set, int64_t begin, int64_t n, acc_t<T>* z) {
+  using A = acc_t<T>;
+  const int64_t K = args.shape.K, weights = set % args.shape.G * K + begin;
+  normalize_elements(offset<T>(args.x, set * K + begin), z, n, numbers_of<A>(args, set), offset<A>(args.weight, weights),
+                     offset<A>(args.bias, weights), false);
+}
+
+// The sums of g = dz * weight and of g * (x - mean) of n elements. D is T, where dz is dy itself or dresidual, or the
+// arithmetic's type, where it is a tile.
+template <class T, class D>
+ChannelSums grad_sums(const T* x, const D* dz, const acc_t<T>* weight, int64_t n, acc_t<T> mean) {
+  using V = vec_t<T>;
+  constexpr int L = kLanes<T>;
+  const V middle = splat<V>(mean);
+  WideSum<V> wide_s, wide_q;
+  each_chain<T>(n, [&](int64_t begin, int64_t length) {
+    V s[2] = {}, q[2] = {};
+    const auto step = [&](int64_t i, int m, int chain) {
+      V g = load(dz + i, m);
+      if (weight != nullptr) g = g * load(weight + i, m);
+      s[chain] += g;
+      q[chain] += g * keep_first<T>(load(x + i, m) - middle, m);
+    };
+    const int64_t end = begin + length;
+    int64_t i = begin;
+    for (; i + 2 * L <= end; i += 2 * L) step(i, L, 0), step(i + L, L, 1);
+    for (; i < end; i += L) step(i, end - i < L ? static_cast<int>(end - i) : L, 0);
+    s[0] += s[1], q[0] += q[1];
+    wide_s.take(s[0]), wide_q.take(q[0]);
+  });
+  return {wide_s.total(), wide_q.total()};
+}
+
+// Pieces of rows: of sets that share their weights.
+constexpr int kMostRows = 16;
+template <class T, class D>
+struct GradRows {
+  const T* x;
+  const D* dz;
+  T* dx;  // may be null: not wanted
+  int64_t n, count, stride, dz_stride;
+  SetNumbers<acc_t<T>> set[kMostRows];
+  SetGrad<acc_t<T>> grad[kMostRows];
+  const acc_t<T>* weight;
+
+  const T* x_row(int64_t j) const { return x + j * stride; }
+  const D* dz_row(int64_t j) const { return dz + j * dz_stride; }
+};
+
+// dx of K rows, column by column, and their part of dweight and dbias, touched once for all K.
+template <int K, class T, class D>
+void sweep(const GradRows<T, D>& rows, int64_t first, acc_t<T>* dweight, acc_t<T>* dbias, bool stream_out) {
+  using V = vec_t<T>;
+  constexpr int L = kLanes<T>;
+  const T* x = rows.x_row(first);
+  const D* dz = rows.dz_row(first);
+  T* dx = rows.dx + first * rows.stride;
+  V mean[K], rstd[K], slope[K], shift[K];
+  for (int j = 0; j < K; ++j) {
+    mean[j] = splat<V>(rows.set[first + j].mean), rstd[j] = splat<V>(rows.set[first + j].rstd);
+    slope[j] = splat<V>(rows.grad[first + j].slope), shift[j] = splat<V>(rows.grad[first + j].offset);
+  }
+  const auto step = [&](int64_t i, int m, V* out) {
+    const V weight = load(rows.weight + i, m);
+    V product{}, sum{};
+    for (int j = 0; j < K; ++j) {
+      const V d = load(dz + j * rows.dz_stride + i, m), centred = load(x + j * rows.stride + i, m) - mean[j];
+      const V e = d * rstd[j];
+      product += e * centred;
+      sum += d;
+      out[j] = e * weight + (centred * slope[j] + shift[j]);
+    }
+    store(dweight + i, load(dweight + i, m) + product, m);
+    store(dbias + i, load(dbias + i, m) + sum, m);
+  };
+  const bool aligned = reinterpret_cast<uintptr_t>(dx) % kRegister == 0 &&
+                       rows.stride * static_cast<int64_t>(sizeof(T)) % kRegister == 0;
+  int64_t i = 0;
+  for (; i + 2 * L <= rows.n; i += 2 * L) {
+    V a[K], b[K];
+    step(i, L, a), step(i + L, L, b);
+    for (int j = 0; j < K; ++j) {
+      T* out = dx + j * rows.stride + i;
+      if (stream_out && aligned) stream_pair(out, a[j], b[j]);
+      else store_pair(out, a[j], b[j]);
+    }
+  }
+  for (; i < rows.n; i += L) {
+    const int m = rows.n - i < L ? static_cast<int>(rows.n - i) : L;
+    V a[K];
+    step(i, m, a);
+    for (int j = 0; j < K; ++j) store(dx + j * rows.stride + i, a[j], m);
+  }
+}
+
+// dx alone, of one row.
+template <class T, class D>
+void write_dx(const GradRows<T, D>& rows, int64_t j, bool stream_out) {
+  using V = vec_t<T>;
+  const V mean = splat<V>(rows.set[j].mean), rstd = splat<V>(rows.set[j].rstd);
+  const V slope = splat<V>(rows.grad[j].slope), shift = splat<V>(rows.grad[j].offset);
+  const T* x = rows.x_row(j);
+  const D* dz = rows.dz_row(j);
+  const acc_t<T>* weight = rows.weight;
+  write_run(rows.dx + j * rows.stride, rows.n, stream_out, [=](int64_t i, int m) {
+    V g = load(dz + i, m) * rstd;
+    if (weight != nullptr) g = g * load(weight + i, m);
+    return g + ((load(x + i, m) - mean) * slope + shift);
+  });
+}
+
+// dweight and dbias alone, of one row.
+template <class T, class D>
+void add_parameters(const GradRows<T, D>& rows, int64_t j, acc_t<T>* dweight, acc_t<T>* dbias) {
+  using V = vec_t<T>;
+  constexpr int L = kLanes<T>;
+  const V mean = splat<V>(rows.set[j].mean), rstd = splat<V>(rows.set[j].rstd);
+  for (int64_t i = 0; i < rows.n; i += L) {
+    const int m = rows.n - i < L ? static_cast<int>(rows.n - i) : L;
+    const V d = load(rows.dz_row(j) + i, m);
+    store(dweight + i, load(dweight + i, m) + (d * rstd) * (load(rows.x_row(j) + i, m) - mean), m);
+    store(dbias + i, load(dbias + i, m) + d, m);
+  }
+}
+
+// What is wanted of dx, dweight and dbias; the latter are null where not.
+template <class T, class D>
+void write_grads(const GradRows<T, D>& rows, acc_t<T>* dweight, acc_t<T>* dbias, bool stream_out) {
+  int64_t j = 0;
+  if (rows.dx != nullptr && dweight != nullptr) {
+    for (; j + 4 <= rows.count; j += 4) sweep<4>(rows, j, dweight, dbias, stream_out);
+    for (; j + 2 <= rows.count; j += 2) sweep<2>(rows, j, dweight, dbias, stream_out);
+    if (j < rows.count) sweep<1>(rows, j, dweight, dbias, stream_out);
+    return;
+  }
+  for (; j < rows.count; ++j) {
+    if (rows.dx != nullptr) write_dx(rows, j, stream_out);
+    else if (dweight != nullptr) add_parameters(rows, j, dweight, dbias);
+  }
+}
+
+}  // namespace FASTNORM_ISA
+}  // namespace fastnorm

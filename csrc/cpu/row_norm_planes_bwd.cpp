@@ -1,0 +1,142 @@
+// row_norm backward where a set is K planes of S elements, one after the other (group and instance norm).
+#include <memory>
+
+#include "cpu/kernels.h"
+#include "cpu/row_norm_elements.h"
+#include "cpu/row_norm_planes.h"
+
+namespace fastnorm {
+namespace FASTNORM_ISA {
+namespace {
+
+// dz of elements [begin, end) of `count` neighbouring planes; the first sweep writes dresidual.
+template <class T>
+void dz_of_planes(const RowNormBwd& args, int64_t plane, int64_t count, int64_t begin, int64_t end, bool first_sweep,
+                  acc_t<T>* tile) {
+  const int64_t at = plane * args.shape.S + begin, n = end - begin;
+  for (int64_t j = 0; j < count; ++j) z_of_plane<T>(args, plane + j, begin, end, tile + j * n);
+  activate_grad_tile<T>(args.act, tile, offset<T>(args.residual, at), offset<T>(args.dy, at),
+                        first_sweep ? offset<T>(args.dresidual, at) : nullptr, count * n);
+}
+
+// The sums of dz and dz * (x - mean) of elements [s0, s1) of each plane.
+template <class T>
+void sum_planes(const RowNormBwd& args, int64_t plane0, int64_t plane1, int64_t s0, int64_t s1, ChannelSums* sums,
+                int64_t stride) {
+  using A = acc_t<T>;
+  const int64_t S = args.shape.S;
+  const auto add = [&](int64_t plane, int64_t s, int64_t n, const auto* dz) {
+    const A mean = numbers_of<A>(args, plane / args.shape.K).mean;
+    const ChannelSums part = grad_sums(offset<T>(args.x, plane * S + s), dz, static_cast<const A*>(nullptr), n, mean);
+    ChannelSums& total = sums[(plane - plane0) * stride];
+    total.sum += part.sum, total.product += part.product;
+  };
+  for (int64_t plane = plane0; plane < plane1; ++plane) sums[(plane - plane0) * stride] = {};
+  if (!args.act.active) {
+    for (int64_t plane = plane0; plane < plane1; ++plane) {
+      add(plane, s0, s1 - s0, offset<T>(args.dy, plane * S + s0));
+    }
+    return;
+  }
+  A tile[kTile];
+  each_plane_tile(plane0, plane1, s0, s1, [&](int64_t plane, int64_t count, int64_t begin, int64_t end) {
+    dz_of_planes<T>(args, plane, count, begin, end, true, tile);
+    for (int64_t j = 0; j < count; ++j) add(plane + j, begin, end - begin, tile + j * (end - begin));
+  });
+}
+
+// dx of elements [s0, s1) of planes [plane0, plane1) of one set.
+template <class T>
+void write_planes(const RowNormBwd& args, const RowGrad& grad, int64_t plane0, int64_t plane1, int64_t s0, int64_t s1) {
+  using A = acc_t<T>;
+  using V = vec_t<T>;
+  const int64_t S = args.shape.S;
+  const V slope = splat<V>(narrow<A>(grad).slope), shift = splat<V>(narrow<A>(grad).offset);
+  const auto write = [&](int64_t plane, int64_t s, int64_t n, const auto* dz) {
+    const PlaneNumbers<A> numbers = plane_numbers<A>(args, plane);
+    const V mean = splat<V>(numbers.mean), scale = splat<V>(numbers.scale);
+    const T* x = offset<T>(args.x, plane * S + s);
+    write_run(offset<T>(args.dx, plane * S + s), n, args.stream, [=](int64_t i, int m) {
+      return load(dz + i, m) * scale + ((load(x + i, m) - mean) * slope + shift);
+    });
+  };
+  if (const T* dz = stored_dz<T>(args)) {
+    for (int64_t plane = plane0; plane < plane1; ++plane) write(plane, s0, s1 - s0, dz + plane * S + s0);
+    return;
+  }
+  A tile[kTile];
+  each_plane_tile(plane0, plane1, s0, s1, [&](int64_t plane, int64_t count, int64_t begin, int64_t end) {
+    dz_of_planes<T>(args, plane, count, begin, end, false, tile);
+    for (int64_t j = 0; j < count; ++j) write(plane + j, begin, end - begin, tile + j * (end - begin));
+  });
+}
+
+int64_t piece_end(const RowNormShape& shape, int64_t s0) { return s0 + kSetChunk < shape.S ? s0 + kSetChunk : shape.S; }
+
+}  // namespace
+
+RowGrad group_planes_grad_finish(const RowNormBwd& args, int64_t set, const ChannelSums* partial) {
+  RowGrad grad;
+  with_dtype(args.dtype, [&](auto* type) {
+    using A = acc_t<std::remove_pointer_t<decltype(type)>>;
+    const int64_t K = args.shape.K, C = args.shape.width(), pieces = pieces_of_plane(args.shape);
+    const double rstd = numbers_of<A>(args, set).rstd;
+    const int64_t c0 = set % args.shape.G * K;
+    A* parameters = offset<A>(args.parameters, set / args.shape.G * 2 * C);
+    ChannelSums total;
+    for (int64_t k = 0; k < K; ++k) {
+      ChannelSums plane;
+      for (int64_t p = 0; p < pieces; ++p) plane.sum += partial[k * pieces + p].sum, plane.product += partial[k * pieces + p].product;
+      const double weight = args.weight == nullptr ? 1 : static_cast<const A*>(args.weight)[c0 + k];
+      total.sum += weight * plane.sum, total.product += weight * plane.product;
+      if (parameters == nullptr) continue;
+      parameters[c0 + k] = static_cast<A>(plane.product * rstd);
+      parameters[C + c0 + k] = static_cast<A>(plane.sum);
+    }
+    grad = grad_of(args, rstd, total);
+  });
+  return grad;
+}
+
+void group_planes_bwd(const RowNormBwd& args, int64_t set0, int64_t set1) {
+  const int64_t K = args.shape.K, S = args.shape.S, pieces = pieces_of_plane(args.shape);
+  const std::unique_ptr<ChannelSums[]> partial(new ChannelSums[static_cast<size_t>(K * pieces)]);
+  with_dtype(args.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t set = set0; set < set1; ++set) {
+      for (int64_t p = 0; p < pieces; ++p) {
+        const int64_t s0 = p * kSetChunk;
+        sum_planes<T>(args, set * K, set * K + K, s0, piece_end(args.shape, s0), partial.get() + p, pieces);
+      }
+      const RowGrad grad = group_planes_grad_finish(args, set, partial.get());
+      if (args.dx != nullptr) write_planes<T>(args, grad, set * K, set * K + K, 0, S);
+    }
+  });
+  if (args.stream) stream_fence();
+}
+
+void group_planes_grad_sum(const RowNormBwd& args, ChannelSums* partial, int64_t unit0, int64_t unit1) {
+  const int64_t pieces = pieces_of_plane(args.shape);
+  with_dtype(args.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t u = unit0; u < unit1; ++u) {
+      const int64_t s0 = u % pieces * kSetChunk;
+      sum_planes<T>(args, u / pieces, u / pieces + 1, s0, piece_end(args.shape, s0), partial + u, 1);
+    }
+  });
+}
+
+void group_planes_grad_write(const RowNormBwd& args, const RowGrad* grads, int64_t unit0, int64_t unit1) {
+  const int64_t pieces = pieces_of_plane(args.shape);
+  with_dtype(args.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int64_t u = unit0; u < unit1; ++u) {
+      const int64_t plane = u / pieces, s0 = u % pieces * kSetChunk;
+      write_planes<T>(args, grads[plane / args.shape.K], plane, plane + 1, s0, piece_end(args.shape, s0));
+    }
+  });
+  if (args.stream) stream_fence();
+}
+
+}  // namespace FASTNORM_ISA
+}  // namespace fastnorm

@@ -1,0 +1,97 @@
+// row_norm backward where a set is a run of at most kSetChunk elements with a weight each: a few rows at a time are
+// summed, then swept, while they lie in L1.
+#include <memory>
+
+#include "cpu/kernels.h"
+#include "cpu/row_norm_elements.h"
+
+namespace fastnorm {
+namespace FASTNORM_ISA {
+namespace {
+
+constexpr int64_t kRowBytes = 24 << 10;  // of x and dy of the rows taken together
+
+template <class T>
+class Backward {
+  using A = acc_t<T>;
+
+ public:
+  explicit Backward(const RowNormBwd& args) : args_(args), K_(args.shape.K), width_(args.shape.width()) {
+    const int64_t fitting = kRowBytes / (2 * K_ * static_cast<int64_t>(sizeof(T)));
+    together_ = fitting > kMostRows ? kMostRows : fitting > 4 ? fitting / 4 * 4 : fitting > 1 ? 2 : 1;
+    if (args.act.active) tile_.reset(new A[static_cast<size_t>(together_ * K_)]);
+  }
+  // Samples [n0, n1), whose part of dweight and dbias goes to parameters [2, width].
+  void block(int64_t n0, int64_t n1, A* parameters) const {
+    for (int64_t i = 0; parameters != nullptr && i < 2 * width_; ++i) parameters[i] = 0;
+    for (int64_t n = n0; n < n1; n += together_) {
+      const int64_t count = n1 - n < together_ ? n1 - n : together_;
+      for (int64_t g = 0; g < args_.shape.G; ++g) {
+        A* dweight = parameters == nullptr ? nullptr : parameters + g * K_;
+        if (tile_ == nullptr) {
+          take(rows(n, count, g, offset<T>(args_.dy, n * width_ + g * K_), width_), n, g, dweight);
+        } else {
+          fill_tile(n, count, g);
+          take(rows(n, count, g, const_cast<const A*>(tile_.get()), K_), n, g, dweight);
+        }
+      }
+    }
+  }
+
+ private:
+  template <class D>
+  GradRows<T, D> rows(int64_t n, int64_t count, int64_t g, const D* dz, int64_t dz_stride) const {
+    const int64_t at = n * width_ + g * K_;
+    GradRows<T, D> rows;
+    rows.x = offset<T>(args_.x, at), rows.dz = dz, rows.dx = offset<T>(args_.dx, at);
+    rows.n = K_, rows.count = count, rows.stride = width_, rows.dz_stride = dz_stride;
+    rows.weight = offset<A>(args_.weight, g * K_);
+    return rows;
+  }
+  template <class D>
+  void take(GradRows<T, D> rows, int64_t n, int64_t g, A* dweight) const {
+    for (int64_t j = 0; j < rows.count; ++j) {
+      rows.set[j] = numbers_of<A>(args_, (n + j) * args_.shape.G + g);
+      if (rows.dx == nullptr) continue;
+      const ChannelSums sums = grad_sums(rows.x_row(j), rows.dz_row(j), rows.weight, K_, rows.set[j].mean);
+      rows.grad[j] = narrow<A>(grad_of(args_, rows.set[j].rstd, sums));
+    }
+    write_grads(rows, dweight, dweight == nullptr ? nullptr : dweight + width_, args_.stream);
+  }
+  void fill_tile(int64_t n, int64_t count, int64_t g) const {
+    const bool dense = width_ == K_;  // then all rows are one run
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t set = (n + j) * args_.shape.G + g;
+      A* z = tile_.get() + j * K_;
+      z_of_elements<T>(args_, set, 0, K_, z);
+      if (!dense) activate(z, set * K_, K_);
+    }
+    if (dense) activate(tile_.get(), n * K_, count * K_);
+  }
+  void activate(A* z, int64_t at, int64_t n) const {
+    activate_grad_tile<T>(args_.act, z, offset<T>(args_.residual, at), offset<T>(args_.dy, at),
+                          offset<T>(args_.dresidual, at), n);
+  }
+
+  const RowNormBwd& args_;
+  int64_t K_, width_, together_;
+  std::unique_ptr<A[]> tile_;  // [together, K] of dz, where there is an activation
+};
+
+}  // namespace
+
+void runs_bwd(const RowNormBwd& args, int64_t block0, int64_t block1) {
+  const int64_t N = args.shape.N, block = samples_of_block(args.shape), numbers = 2 * args.shape.width();
+  with_dtype(args.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const Backward<T> backward(args);
+    for (int64_t b = block0; b < block1; ++b) {
+      const int64_t end = b * block + block;
+      backward.block(b * block, end < N ? end : N, offset<acc_t<T>>(args.parameters, b * numbers));
+    }
+  });
+  if (args.stream) stream_fence();
+}
+
+}  // namespace FASTNORM_ISA
+}  // namespace fastnorm

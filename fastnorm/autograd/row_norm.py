@@ -1,0 +1,129 @@
+"""Layer, group, instance and RMS norm under autograd: saves x, mean and rstd, and (with an activation) the residual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnorm.autograd.route import (
+    below_autograd,
+    differentiable_grads,
+    register_autograd,
+    transforms_active,
+    wants_grad,
+)
+from fastnorm.eager import batch_norm as eager_batch
+from fastnorm.eager import row_norm as eager
+from fastnorm.ops import OPS
+
+_TENSORS = 4  # arguments of row_norm_fwd that are tensors, all of them differentiable
+
+
+class RowNormFunction(torch.autograd.Function):
+    """The op row_norm_fwd with a gradient for y; mean and rstd come along without one.
+
+    The op's other arguments and the backend come as one tuple: every single argument costs a Function time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        options: tuple[Any, ...],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dims, groups, eps, rms, unbiased, act, leak, sub, maxv, max_leak, backend = options
+        y, mean, rstd = below_autograd(
+            OPS[backend].row_norm_fwd, x, weight, bias, residual,
+            dims, groups, eps, rms, unbiased, act, leak, sub, maxv, max_leak,
+        )  # fmt: skip
+        ctx.save_for_backward(x, weight, bias, residual if act else None, mean, rstd)
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
+        ctx.options = options
+        return y, mean, rstd
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return None, None, None, None, None
+        x, weight, bias, residual, mean, rstd = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, needs_residual, _ = ctx.needs_input_grad
+        dims, groups, eps, rms, unbiased, *act, backend = ctx.options
+        # Without an activation the residual's gradient is dy itself, and the residual was not saved.
+        through = act[0] and needs_residual
+        dx = dweight = dbias = dresidual = None
+        if torch.is_grad_enabled():
+            dx, dweight, dbias, dresidual = differentiable_grads(
+                lambda x, w, b, r: eager.row_norm(x, w, b, r, dims, groups, eps, rms, unbiased, *act),
+                [x, weight, bias, residual],
+                [needs_x, needs_weight, needs_bias, through],
+                dy,
+            )
+        elif needs_x or needs_weight or needs_bias or through:
+            # The op sums a gradient for every parameter it is given: it gets those that something depends on.
+            dx, dweight, dbias, dresidual = below_autograd(
+                OPS[backend].row_norm_bwd, dy, x,
+                weight if needs_weight or needs_x or act[0] else None,
+                bias if needs_bias or act[0] else None,
+                residual, mean, rstd, dims, groups, rms, unbiased, needs_x, *act,
+            )  # fmt: skip
+        return (
+            dx if needs_x else None,
+            dweight if needs_weight else None,
+            dbias if needs_bias else None,
+            (dresidual if through else dy) if needs_residual else None,
+            None,
+        )
+
+
+def row_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dims: int,
+    groups: int,
+    eps: float,
+    rms: bool,
+    unbiased: bool,
+    backend: str,
+    act: tuple[bool, float | None, float | None, float | None, float | None],
+) -> Tensor:
+    if transforms_active():
+        return eager.row_norm(x, weight, bias, residual, dims, groups, eps, rms, unbiased, *act)
+    if wants_grad(x, weight, bias, residual):
+        options = (dims, groups, eps, rms, unbiased, *act, backend)
+        y, _, _ = RowNormFunction.apply(x, weight, bias, residual, options)
+    else:
+        y, _, _ = below_autograd(
+            OPS[backend].row_norm_fwd, x, weight, bias, residual, dims, groups, eps, rms, unbiased, *act
+        )
+    return y
+
+
+@torch.no_grad()
+def move_running_instances(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    factor: Tensor | None,
+) -> None:
+    """Running statistics of instance norm: lerped to the average over the batch of each sample's own (R7)."""
+    if x.numel() == 0:
+        return
+    mean, var = eager.instance_statistics(x.detach())
+    n = x.numel() // mean.numel()
+    eager_batch.move_running(running_mean, running_var, mean.mean(0), var.mean(0), n, momentum, factor)
+
+
+def _apply(backend: str, *args: Any) -> Any:
+    return RowNormFunction.apply(*args[:_TENSORS], (*args[_TENSORS:], backend))
+
+
+register_autograd("row_norm_fwd", _apply, differentiable=_TENSORS)

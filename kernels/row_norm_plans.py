@@ -1,0 +1,288 @@
+"""Launch numbers of the row family as data: pure functions of the shape, as in launch.py, and as unmeasured."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from dataclasses import dataclass, replace
+
+import torch
+
+from . import launch
+from .launch import Pass, View, power_of_two_above
+
+
+@dataclass(frozen=True)
+class RowPass(Pass):
+    """short: lines that are no longer share a program until they fill a tile of this many values.
+
+    values_per_lane: of a tile of a set that is not held, at most.
+    """
+
+    short: int
+    values_per_lane: int
+
+
+# Held: 32 fp32 values a lane in 16 warps. With weights along the lines the backward holds x, dz and two sums of
+# their size; else only x and dz. Registers and programs as in launch.py.
+# Short lines share a program, and with it the loads of weight and bias. Forward: 4 warps of 16 values, so that
+# 32 rows of 768 still reach 16 SMs. Backward: 8 warps, as every program leaves a row of partial gradients.
+FORWARD = RowPass(held=16384, registers=80, programs_per_sm=3, short=2048, values_per_lane=16)
+BACKWARD_ALONG = RowPass(held=8192, registers=128, programs_per_sm=2, short=4096, values_per_lane=8)
+BACKWARD_ACROSS = RowPass(held=16384, registers=128, programs_per_sm=2, short=4096, values_per_lane=16)
+SHORT_CHANNELS_LAST = 4096  # so that a tile of a few hundred positions still takes pieces of 64 bytes
+
+INVARIANT_TILES = 8  # of 4096 values for each split of a long set: 1M values give 32 programs
+FINISH_SETS = 64  # of a finishing program at most
+ALIGNED = 16  # bytes: the widest load, and what torch's allocations divide by
+PARAMETER_BLOCK = 32  # values of one row of partial gradients: 128 bytes
+PARAMETER_ROWS = 64
+PARAMETER_WARPS = 8
+
+
+@dataclass(frozen=True)
+class RowView(View):
+    """A View whose sets are d neighbouring lines (c) of one sample; a line runs over the positions (s).
+
+    along: weight and bias have an element for every position (layer norm); else one for every line.
+    """
+
+    d: int
+    along: bool
+
+    @property
+    def lines(self) -> int:
+        return self.n * self.c
+
+    @property
+    def rows(self) -> bool:
+        """Whether sets are rows of memory with a weight for every element: then n = 1 and c counts samples."""
+        return self.along and not self.channels_last
+
+    @property
+    def sample(self) -> RowView:
+        """What a plan may look at without looking at the batch."""
+        return replace(self, n=1, c=1 if self.rows else self.c)
+
+
+@dataclass(frozen=True)
+class RowNormPlan:
+    """How a RowView is cut into tiles of [block_c, block_s] and programs.
+
+    held: one program owns whole sets, each padded to block_d lines, and block_s covers their lines.
+    Otherwise lines are cut into s_blocks tiles, dealt in turn to `splits` programs. sweeps: how many programs
+    share the line tiles of one s_block in the pass for dx; if weights run along the lines, it sums across
+    them. even_s: no tile sticks out along s. c_vec, s_vec, registers: as in BatchNormPlan.
+    """
+
+    view: RowView
+    held: bool
+    block_c: int
+    block_s: int
+    block_d: int
+    c_blocks: int
+    s_blocks: int
+    splits: int
+    sweeps: int
+    num_warps: int
+    c_vec: int
+    s_vec: int
+    registers: int
+
+    @property
+    def line_tiles(self) -> int:
+        return self.view.n * self.c_blocks
+
+    @property
+    def even_s(self) -> bool:
+        return self.view.s % self.block_s == 0
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The arguments `channels` and `size` of the kernels."""
+        return self.view.c // self.c_vec, self.view.s // self.s_vec
+
+    @property
+    def tile_arguments(self) -> dict[str, int]:
+        """The constexprs of every kernel that reads tiles, and its warps."""
+        blocks = {"BLOCK_C": self.block_c, "BLOCK_S": self.block_s, "C_VEC": self.c_vec, "S_VEC": self.s_vec}
+        layout = {"CHANNELS_LAST": self.view.channels_last}
+        return {**blocks, **layout, "num_warps": self.num_warps, "enable_fp_fusion": False}
+
+    @property
+    def set_arguments(self) -> dict[str, int]:
+        """And of those that also need to know which lines are a set, and where its weights are."""
+        return {**self.tile_arguments, "D": self.view.d, "ALONG": self.view.along}
+
+    @property
+    def held_arguments(self) -> dict[str, int]:
+        return {**self.set_arguments, "BLOCK_D": self.block_d}
+
+    @property
+    def forward_grid(self) -> tuple[int]:
+        """Of the programs that hold sets from statistics to output."""
+        return (self.line_tiles,)
+
+    @property
+    def backward_grid(self) -> tuple[int, int]:
+        """Of those that hold sets from sums to dx: weights along the lines are shared by all blocks of lines."""
+        return (1, self.sweeps) if self.view.along else (self.c_blocks, self.splits)
+
+    @property
+    def backward_tiles(self) -> int:
+        """What a column of that grid has to walk through."""
+        return self.line_tiles if self.view.along else self.view.n
+
+    @property
+    def reduce_grid(self) -> tuple[int, int]:
+        return (self.line_tiles, self.splits)
+
+    @property
+    def apply_grid(self) -> tuple[int]:
+        return (self.line_tiles * self.s_blocks,)
+
+    @property
+    def sweep_grid(self) -> tuple[int]:
+        return (self.sweeps * self.s_blocks,)
+
+    @property
+    def finish_grid(self) -> tuple[int]:
+        """Of the programs that merge the partial results of sets."""
+        return (-(-(self.view.lines // self.view.d) // self.finish_arguments["BLOCK_SETS"]),)
+
+    @property
+    def finish_arguments(self) -> dict[str, int]:
+        entries = min(power_of_two_above(self.splits * self.view.d), launch.FINISH_TILE)
+        blocks = {"BLOCK_SETS": min(FINISH_SETS, launch.FINISH_TILE // entries), "BLOCK_ENTRIES": entries}
+        return {**blocks, "D": self.view.d, "num_warps": launch.FINISH_WARPS, "enable_fp_fusion": False}
+
+
+@dataclass(frozen=True)
+class ParameterPlan:
+    """One program per block of a gradient, which walks through the rows of partial sums block by block."""
+
+    grid: tuple[int]
+    block: int
+    block_rows: int
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        blocks = {"BLOCK": self.block, "BLOCK_ROWS": self.block_rows}
+        return {**blocks, "num_warps": PARAMETER_WARPS, "enable_fp_fusion": False}
+
+
+@functools.lru_cache(maxsize=1024)
+def row_norm_plan(view: RowView, itemsize: int, n_sms: int, which: RowPass, batch_invariant: bool) -> RowNormPlan:
+    """The plan for one pass (FORWARD, BACKWARD_*) over a non-empty RowView.
+
+    batch_invariant: a sample's result has the same bits whatever batch it comes in, as a slice of a batch too.
+    The blocks of held sets never depend on the batch. With this option, longer sets are cut by their length
+    alone and not by how many SMs are free; and words are no wider than every sample's address allows, since
+    their width decides which lane adds what. It holds for tensors whose first address divides by 16, which
+    are all but odd views.
+    """
+    held = _held_blocks(view.sample, itemsize, which)
+    if held is not None:
+        plan = _plan(view, held, itemsize, n_sms, which, held=True)
+    else:
+        tile = launch.WARPS * 32 * min(which.values_per_lane, launch.lane_values(view, itemsize))
+        shape = view.sample if batch_invariant else view
+        blocks = launch.tile_blocks(shape, itemsize, tile)
+        while not batch_invariant and tile > launch.SMALLEST_TILE and _tiles(view, blocks) < 2 * n_sms:
+            tile //= 2
+            blocks = launch.tile_blocks(shape, itemsize, tile)
+        plan = _plan(view, blocks, itemsize, n_sms, which, held=False)
+    return _without_batch(plan, itemsize) if batch_invariant else plan
+
+
+def _without_batch(plan: RowNormPlan, itemsize: int) -> RowNormPlan:
+    """The plan with all that decides the order of a set's sums taken from the shape of one sample."""
+    c_vec, s_vec = (vec if vec * itemsize % ALIGNED == 0 else 1 for vec in (plan.c_vec, plan.s_vec))
+    splits = plan.splits if plan.held else -(-plan.s_blocks // INVARIANT_TILES)
+    return replace(plan, splits=splits, c_vec=c_vec, s_vec=s_vec)
+
+
+def _tiles(view: RowView, blocks: tuple[int, int]) -> int:
+    return -(-view.c // blocks[0]) * view.n * -(-view.s // blocks[1])
+
+
+def _held_blocks(sample: RowView, itemsize: int, which: RowPass) -> tuple[int, int] | None:
+    """[block_c, block_s] if a program can hold whole sets; nothing here depends on the batch."""
+    smaller = launch.VALUES_PER_LANE // launch.VALUES_PER_LANE_FP64 if itemsize == 8 else 1
+    limit, most = which.held // smaller, which.short // smaller
+    block_d, block_s = power_of_two_above(sample.d), power_of_two_above(sample.s)
+    narrowest = 1
+    if sample.channels_last:
+        narrowest = min(launch.SECTOR // itemsize, power_of_two_above(sample.c))
+        most = max(most, SHORT_CHANNELS_LAST // smaller)
+        if block_s * sample.c > launch.MAX_STEP:
+            return None
+    block_c = max(block_d, narrowest)
+    if block_c * block_s > limit:
+        return None
+    while block_c * 2 * block_s <= min(limit, most) and (sample.rows or block_c // block_d * sample.d < sample.c):
+        block_c *= 2
+    return block_c, block_s
+
+
+def _plan(
+    view: RowView, blocks: tuple[int, int], itemsize: int, n_sms: int, which: RowPass, *, held: bool
+) -> RowNormPlan:
+    block_c, block_s = blocks
+    block_d = power_of_two_above(view.d) if held else 1
+    c_blocks = -(-view.c // (block_c // block_d * view.d if held else block_c))
+    s_blocks = -(-view.s // block_s)
+    if held:
+        values_per_lane = launch.VALUES_PER_LANE_FP64 if itemsize == 8 else launch.VALUES_PER_LANE
+    else:
+        values_per_lane = min(which.values_per_lane, launch.lane_values(view, itemsize))
+    num_warps = min(launch.MAX_WARPS, max(1, block_c * block_s // values_per_lane // 32))
+    programs = which.programs_per_sm * n_sms
+    if held:
+        programs = max(n_sms, programs * launch.WARPS // num_warps)
+    tiles, columns = (view.n, c_blocks) if held else (s_blocks, view.n * c_blocks)
+    return RowNormPlan(
+        view=view,
+        held=held,
+        block_c=block_c,
+        block_s=block_s,
+        block_d=block_d,
+        c_blocks=c_blocks,
+        s_blocks=s_blocks,
+        splits=_shares(tiles, programs // columns),
+        sweeps=_shares(view.n * c_blocks, programs // s_blocks) if view.along else view.n * c_blocks,
+        num_warps=num_warps,
+        c_vec=math.gcd(view.c, 16) if view.channels_last else 1,
+        s_vec=1 if view.channels_last else math.gcd(view.s, 16),
+        registers=which.registers,
+    )
+
+
+def _shares(tiles: int, most: int) -> int:
+    """Into how many shares to deal tiles: no more than the longest share needs, so that all are about as long."""
+    longest = -(-tiles // max(1, most))
+    return -(-tiles // longest)
+
+
+def forward_plan(x: torch.Tensor, view: RowView) -> RowNormPlan:
+    """FASTNORM_BATCH_INVARIANT=1 asks for results that do not depend on the batch."""
+    return _plan_for(x, view, FORWARD, os.environ.get("FASTNORM_BATCH_INVARIANT") == "1")
+
+
+def backward_plan(x: torch.Tensor, view: RowView) -> RowNormPlan:
+    return _plan_for(x, view, BACKWARD_ALONG if view.along else BACKWARD_ACROSS, False)
+
+
+def _plan_for(x: torch.Tensor, view: RowView, which: RowPass, batch_invariant: bool) -> RowNormPlan:
+    n_sms = launch.sm_count(x)
+    if n_sms == launch.INTERPRETER_SMS:
+        which = replace(which, held=which.held // launch.INTERPRETER_HELD_DIVISOR)
+    return row_norm_plan(view, x.element_size(), n_sms, which, batch_invariant)
+
+
+def parameter_plan(rows: int, width: int) -> ParameterPlan:
+    """The plan for partial sums [rows, width] of a gradient; the same for every number of SMs."""
+    block = min(PARAMETER_BLOCK, power_of_two_above(width))
+    block_rows = min(PARAMETER_ROWS, power_of_two_above(rows))
+    return ParameterPlan((-(-width // block),), block, block_rows)

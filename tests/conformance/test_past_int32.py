@@ -1,0 +1,115 @@
+"""More than 2^31 elements: indices are 64 bits wide. Needs memory, hence slow, and skipped where there is none.
+
+Rows repeat a short pattern, so that the right answer is known from a small tensor; a row's result does not depend on
+its batch, so that it is known to the last bit.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastnorm.functional import group_norm, layer_norm, rms_norm
+from fastnorm.testing.compare import Expectation, check
+from fastnorm.testing.rounding import unit_of
+
+from .backends import REQUIRED, Backend
+
+GIB = 2**30
+PAST = 2**31 + 2**12
+on_kernels = pytest.mark.parametrize("backend", [b for b in REQUIRED if b.name in ("cpu", "triton")], ids=str)
+pytestmark = pytest.mark.slow
+
+
+def free_memory(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            known = dict(line.split(":") for line in lines)
+        return int(known["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def need(gib: float, backend: Backend) -> None:
+    if free_memory(backend.device) < gib * GIB:
+        pytest.skip(f"needs {gib} GiB of free memory")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_filled() -> Iterator[None]:
+    """Filling 4 GiB with NaN before they are written takes longer than the test."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    gc.collect()
+
+
+def repeated(pattern: Tensor, count: int, device: str) -> Tensor:
+    """[count, *pattern], dense."""
+    return pattern.to(device).expand(count, *pattern.shape).contiguous()
+
+
+def some(t: Tensor) -> list[Tensor]:
+    """Samples at the start, around element 2^31, and at the end."""
+    middle = 2**31 // t[0].numel()
+    return [t[:1], t[middle - 1 : middle], t[middle : middle + 1], t[-1:]]
+
+
+@on_kernels
+def test_rows(backend: Backend) -> None:
+    """Forward and backward of 2^31 / 4096 rows of fp16."""
+    need(19, backend)
+    generator = torch.Generator().manual_seed(0)
+    row, dy = (torch.randn(4096, generator=generator).half() for _ in range(2))
+    weight = torch.ones(4096, device=backend.device, requires_grad=True)
+    small = row.to(backend.device)[None].requires_grad_()
+    y = layer_norm(small, (4096,), weight, backend=backend.namespace)
+    (dx,) = torch.autograd.grad(y, small, dy.to(backend.device)[None])
+    x = repeated(row, PAST // 4096, backend.device).requires_grad_()
+    got = layer_norm(x, (4096,), weight, backend=backend.namespace)
+    for part in some(got.detach()):
+        assert torch.equal(part, y.detach())
+    upstream = dy.to(backend.device).expand(x.shape)
+    del part
+    got_dx, got_dweight = torch.autograd.grad(got, (x, weight), upstream)
+    for part in some(got_dx):
+        assert torch.equal(part, dx)
+    x_hat = (row.double() - row.double().mean()) / (row.double().var(correction=0) + 1e-5).sqrt()
+    want = PAST // 4096 * dy.double() * x_hat
+    floor = 4 * unit_of(torch.float32) * (want.abs() + PAST // 4096 * dy.double().abs())  # the rows round alike
+    check(got_dweight, Expectation(want, want, floor, torch.float32), "dweight")
+
+
+@on_kernels
+def test_one_set(backend: Backend) -> None:
+    """One row longer than an int32 can count: its mean square is that of its pattern."""
+    need(10, backend)
+    pattern = torch.tensor([3.0, -1.0, 2.0, -2.0], dtype=torch.bfloat16)  # of mean square 4.5
+    x = repeated(pattern, PAST // 4, backend.device).reshape(1, PAST)
+    y = rms_norm(x, (PAST,), None, 0.0, backend=backend.namespace)
+    want = (pattern.double() / 4.5**0.5).bfloat16().to(backend.device)
+    for first in (0, 2**31 - 4, 2**31, PAST - 4):
+        assert torch.equal(y[0, first : first + 4], want)
+
+
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=("nchw", "nhwc"))
+@on_kernels
+def test_groups(layout: torch.memory_format, backend: Backend) -> None:
+    need(10, backend)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(64, 32, 32, generator=generator).half()
+    small = sample.to(backend.device)[None].contiguous(memory_format=layout)
+    y = group_norm(small, 8, backend=backend.namespace)
+    count = PAST // sample.numel() + 1
+    x = torch.empty((count, *sample.shape), dtype=torch.float16, device=backend.device, memory_format=layout)
+    x.copy_(small.expand(x.shape))
+    got = group_norm(x, 8, backend=backend.namespace)
+    for part in some(got):
+        assert torch.equal(part, y)
