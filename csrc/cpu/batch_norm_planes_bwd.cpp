@@ -1,7 +1,7 @@
 // Batch norm backward where a channel is N runs of S elements (contiguous [N, C, S]).
 #include <type_traits>
 
-#include "cpu/channel.h"
+#include "cpu/batch_norm_grad.h"
 #include "cpu/kernels.h"
 #include "cpu/loops.h"
 
@@ -9,50 +9,15 @@ namespace fastnorm {
 namespace FASTNORM_ISA {
 namespace {
 
-// The runs of one plane. Pointers and scalars only: gcc keeps vectors in registers where they are locals, and copies
-// them through memory, plane after plane, where they are members.
-template <class T>
-struct PlaneGrad {
-  const T *x, *dy, *residual;
-  T *dx, *dresidual;
-
-  FASTNORM_INLINE PlaneGrad(const BatchNormBwd& args, int64_t at)
-      : x(offset(static_cast<const T*>(args.x), at)), dy(offset(static_cast<const T*>(args.dy), at)),
-        residual(offset(static_cast<const T*>(args.residual), at)), dx(offset(static_cast<T*>(args.dx), at)),
-        dresidual(offset(static_cast<T*>(args.dresidual), at)) {}
-
-  template <class P>
-  static FASTNORM_INLINE P* offset(P* p, int64_t at) { return p == nullptr ? nullptr : p + at; }
-};
-
-// How dz is found: dy through the activation, whose argument is computed again from x, or from x and a residual; or as
-// the first sweep stored it, for it is dresidual.
-enum class Way { plain, residual, stored };
-// Whether dx = scale * dz is written with the sums, as fixed statistics allow.
-enum class Sweep { sums, sums_and_dx };
-
-// dz of n elements at i.
-template <Way kWay, class T, class Act>
-FASTNORM_INLINE vec_t<T> dz_at(const PlaneGrad<T>& g, int64_t i, int n, vec_t<T> x, vec_t<T> mean, vec_t<T> scale,
-                               vec_t<T> bias, const Act& act) {
-  if constexpr (kWay == Way::stored) return load(g.dresidual + i, n);
-  vec_t<T> z = normalized(x, mean, scale, bias);
-  if constexpr (kWay == Way::residual) z = z + load(g.residual + i, n);
-  return act.backward(z, load(g.dy + i, n));
-}
-
 // Adds dz and dz * (x - mean) of elements [begin, end) to the lanes of s and q.
 template <Way kWay, Sweep kSweep, class T, class Act>
-FASTNORM_INLINE void sum_piece(const PlaneGrad<T>& g, int64_t begin, int64_t end, const Affine<acc_t<T>>& affine,
+FASTNORM_INLINE void sum_piece(const GradRun<T>& g, int64_t begin, int64_t end, const Affine<acc_t<T>>& affine,
                                const Act& act, vec_t<T>& s, vec_t<T>& q) {
   using V = vec_t<T>;
   constexpr int L = kLanes<T>;
   const V mean = splat<V>(affine.mean), scale = splat<V>(affine.scale), bias = splat<V>(affine.bias);
   const auto dz = [&](int64_t i, int n, V x) {
-    const V d = dz_at<kWay>(g, i, n, x, mean, scale, bias, act);
-    if constexpr (kWay == Way::residual) store(g.dresidual + i, d, n);
-    if constexpr (kSweep == Sweep::sums_and_dx) store(g.dx + i, d * scale, n);
-    return d;
+    return dz_written<kWay, kSweep>(g, i, n, x, mean, scale, bias, act);
   };
   V s0 = s, q0 = q, s1{}, q1{};
   int64_t i = begin;
@@ -83,7 +48,7 @@ void sum_planes(const BatchNormBwd& args, const Act& activation, const PlaneChun
   PairSums<vec_t<T>, kMostChannels> lanes;
   for (int64_t n = k.n0; n < k.n1; ++n) {
     for (int j = 0; j < count; ++j) {
-      const PlaneGrad<T> g(args, (n * args.shape.C + c0 + j) * args.shape.S + k.s0);
+      const GradRun<T> g(args, (n * args.shape.C + c0 + j) * args.shape.S + k.s0);
       int64_t i = 0;
       for (; i + kPiece <= length; i += kPiece) {
         sum_piece<kWay, kSweep>(g, i, i + kPiece, affine[j], act, lanes.s[j], lanes.q[j]);
@@ -99,16 +64,9 @@ void sum_planes(const BatchNormBwd& args, const Act& activation, const PlaneChun
 template <class T, class Act>
 void sum_chunk(const BatchNormBwd& args, const Act& act, const PlaneChunk& k, int64_t c0, int count,
                const Affine<acc_t<T>>* affine, ChannelSums* sums) {
-  const bool writes_dx = args.dx != nullptr && !args.batch_stats;
-  const auto run = [&](auto way, auto sweep) {
+  with_sweep(args, [&](auto way, auto sweep) {
     sum_planes<decltype(way)::value, decltype(sweep)::value, T>(args, act, k, c0, count, affine, sums);
-  };
-  using Plain = std::integral_constant<Way, Way::plain>;
-  using Residual = std::integral_constant<Way, Way::residual>;
-  using Sums = std::integral_constant<Sweep, Sweep::sums>;
-  using SumsAndDx = std::integral_constant<Sweep, Sweep::sums_and_dx>;
-  if (args.residual == nullptr) writes_dx ? run(Plain{}, SumsAndDx{}) : run(Plain{}, Sums{});
-  else writes_dx ? run(Residual{}, SumsAndDx{}) : run(Residual{}, Sums{});
+  });
 }
 
 // The numbers of dx = dz * scale + (x - mean) * slope + offset, in the arithmetic's type.
@@ -126,21 +84,13 @@ template <Way kWay, class T, class Act>
 FASTNORM_INLINE void write_plane(const BatchNormBwd& args, const Act& act, const Affine<acc_t<T>>& affine,
                                  const GradNumbers<acc_t<T>>& grad, int64_t plane, int64_t s0, int64_t s1) {
   using V = vec_t<T>;
-  const PlaneGrad<T> g(args, plane * args.shape.S + s0);
+  const GradRun<T> g(args, plane * args.shape.S + s0);
   const V mean = splat<V>(affine.mean), scale = splat<V>(affine.scale), bias = splat<V>(affine.bias);
   const V factor = splat<V>(grad.scale), slope = splat<V>(grad.slope), offset = splat<V>(grad.offset);
   write_run(g.dx, s1 - s0, args.stream, [&](int64_t i, int n) {
     const V x = load(g.x + i, n);
     return dz_at<kWay>(g, i, n, x, mean, scale, bias, act) * factor + ((x - mean) * slope + offset);
   });
-}
-
-// Calls f with the tag of the way in which the second sweep finds dz: what is stored in 16 bits is not dz any more.
-template <class T, class F>
-FASTNORM_INLINE void with_way(const BatchNormBwd& args, F f) {
-  if (args.residual == nullptr) f(std::integral_constant<Way, Way::plain>{});
-  else if (sizeof(T) < sizeof(acc_t<T>)) f(std::integral_constant<Way, Way::residual>{});
-  else f(std::integral_constant<Way, Way::stored>{});
 }
 
 // dx of `count` neighbouring channels, last planes first: those that were read last are still in the cache.

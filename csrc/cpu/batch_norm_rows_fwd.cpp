@@ -80,15 +80,13 @@ void write_narrow(const BatchNormFwd& args, const Act& activation, const Columns
 template <bool kResidual, class T, class Act>
 void write_all(const BatchNormFwd& args, const Act& act, int64_t row0, int64_t row1) {
   using A = acc_t<T>;
-  constexpr int64_t kNarrow = 4 * kLanes<T>;
   const int64_t C = args.shape.C;
-  const bool narrow = kNarrow % C == 0;
-  const RowPlan plan = narrow ? RowPlan{C, kNarrow / C, kNarrow} : RowPlan::of<T>(C, kWriteWidth);
+  const RowPlan plan = RowPlan::written<T>(C);
   const Columns<A> numbers(plan, 3);
   numbers.fill(0, [&](int64_t c) { return affine_of<A>(args, c).mean; });
   numbers.fill(1, [&](int64_t c) { return affine_of<A>(args, c).scale; });
   numbers.fill(2, [&](int64_t c) { return affine_of<A>(args, c).bias; });
-  if (narrow) {
+  if (plan.narrow<T>()) {
     const int64_t rows = (row1 - row0) / plan.joined;
     write_narrow<kResidual, T>(args, act, numbers, row0 * C, rows);
     row0 += rows * plan.joined;
