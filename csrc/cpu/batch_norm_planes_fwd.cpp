@@ -73,40 +73,45 @@ void statistics(const BatchNormFwd& args, int64_t c0, int count) {
 }
 
 // y of elements [s0, s1) of one plane.
-template <class T, class Act>
+template <bool kResidual, class T, class Act>
 FASTNORM_INLINE void write_plane(const BatchNormFwd& args, const Act& act, const Affine<acc_t<T>>& affine,
                                  int64_t plane, int64_t s0, int64_t s1) {
   using V = vec_t<T>;
   const int64_t at = plane * args.shape.S + s0;
   const V mean = splat<V>(affine.mean), scale = splat<V>(affine.scale), bias = splat<V>(affine.bias);
   const T* x = static_cast<const T*>(args.x) + at;
-  T* y = static_cast<T*>(args.y) + at;
-  if (args.residual == nullptr) {
-    write_run(y, s1 - s0, args.stream,
-              [&](int64_t i, int n) { return act.forward(normalized(load(x + i, n), mean, scale, bias)); });
-    return;
-  }
-  const T* residual = static_cast<const T*>(args.residual) + at;
-  write_run(y, s1 - s0, args.stream, [&](int64_t i, int n) {
-    return act.forward(normalized(load(x + i, n), mean, scale, bias) + load(residual + i, n));
+  const T* residual = kResidual ? static_cast<const T*>(args.residual) + at : nullptr;
+  write_run(static_cast<T*>(args.y) + at, s1 - s0, args.stream, [&](int64_t i, int n) {
+    V z = normalized(load(x + i, n), mean, scale, bias);
+    if constexpr (kResidual) z = z + load(residual + i, n);
+    return act.forward(z);
   });
+}
+
+// y of `count` neighbouring channels, last planes first: those that were read last are still in the cache.
+template <bool kResidual, class T, class Act>
+void write_channels(const BatchNormFwd& args, const Act& activation, int64_t c0, int count,
+                    const Affine<acc_t<T>>* affine) {
+  const Act act = activation;
+  for (int64_t n = args.shape.N - 1; n >= 0; --n) {
+    for (int j = 0; j < count; ++j) {
+      write_plane<kResidual, T>(args, act, affine[j], n * args.shape.C + c0 + j, 0, args.shape.S);
+    }
+  }
 }
 
 }  // namespace
 
 void planes_fwd(const BatchNormFwd& args, int64_t channel0, int64_t channel1) {
-  with_types(args, [&](auto* type, const auto act) {
+  with_types(args, [&](auto* type, const auto& act) {
     using T = std::remove_pointer_t<decltype(type)>;
     for (int64_t c0 = channel0; c0 < channel1; c0 += args.together) {
       const int count = static_cast<int>(channel1 - c0 < args.together ? channel1 - c0 : args.together);
       statistics<T>(args, c0, count);
       Affine<acc_t<T>> affine[kMostChannels];
       for (int j = 0; j < count; ++j) affine[j] = affine_of<acc_t<T>>(args, c0 + j);
-      for (int64_t n = args.shape.N - 1; n >= 0; --n) {  // backwards: the last planes read are still in the cache
-        for (int j = 0; j < count; ++j) {
-          write_plane<T>(args, act, affine[j], n * args.shape.C + c0 + j, 0, args.shape.S);
-        }
-      }
+      if (args.residual == nullptr) write_channels<false, T>(args, act, c0, count, affine);
+      else write_channels<true, T>(args, act, c0, count, affine);
     }
   });
 }
@@ -131,12 +136,14 @@ void planes_sum(const BatchNormFwd& args, const double* shift, ChannelSums* part
 
 void planes_write(const BatchNormFwd& args, int64_t unit0, int64_t unit1) {
   const int64_t pieces = pieces_of_plane(args.shape);
-  with_types(args, [&](auto* type, const auto act) {
+  with_types(args, [&](auto* type, const auto& act) {
     using T = std::remove_pointer_t<decltype(type)>;
     for (int64_t u = unit0; u < unit1; ++u) {
-      const int64_t plane = u / pieces, s0 = u % pieces * kChunkElements, s1 = s0 + kChunkElements;
+      const int64_t plane = u / pieces, s0 = u % pieces * kChunkElements, last = s0 + kChunkElements;
+      const int64_t s1 = last < args.shape.S ? last : args.shape.S;
       const auto affine = affine_of<acc_t<T>>(args, plane % args.shape.C);
-      write_plane<T>(args, act, affine, plane, s0, s1 < args.shape.S ? s1 : args.shape.S);
+      if (args.residual == nullptr) write_plane<false, T>(args, act, affine, plane, s0, s1);
+      else write_plane<true, T>(args, act, affine, plane, s0, s1);
     }
   });
 }

@@ -1,7 +1,7 @@
 // Batch norm backward where a channel is a column of [M, C] (channels_last, or [N, C]).
 #include <type_traits>
 
-#include "cpu/channel.h"
+#include "cpu/batch_norm_grad.h"
 #include "cpu/kernels.h"
 #include "cpu/rows.h"
 
@@ -10,18 +10,6 @@ namespace FASTNORM_ISA {
 namespace {
 
 enum Column { kMean, kScale, kBias, kFirst, kSecond, kThird, kColumns };  // kFirst...: sums, or the input's gradient
-
-template <class T>
-struct Pointers {  // of a run of rows
-  const T *x, *dy, *residual;
-  T *dx, *dresidual;
-
-  Pointers(const BatchNormBwd& args, int64_t first)
-      : x(at(args.x, first)), dy(at(args.dy, first)), residual(at(args.residual, first)),
-        dx(const_cast<T*>(at(args.dx, first))), dresidual(const_cast<T*>(at(args.dresidual, first))) {}
-
-  static const T* at(const void* p, int64_t first) { return p == nullptr ? nullptr : static_cast<const T*>(p) + first; }
-};
 
 template <class T>
 Columns<acc_t<T>> affine_columns(const BatchNormBwd& args, const RowPlan& plan) {
@@ -33,13 +21,13 @@ Columns<acc_t<T>> affine_columns(const BatchNormBwd& args, const RowPlan& plan) 
   return columns;
 }
 
-// Adds dz and dz * (x - mean), column by column, to the first two sums. With kMore it also adds a residual to the
-// activation's argument and writes what can be written in this sweep: dresidual, which is dz, and now_dx = scale * dz.
-template <bool kMore, class T, class Act>
-void sum_columns(const Pointers<T> p, T* now_dx, const Act act, int64_t rows, int64_t width,
+// Adds dz and dz * (x - mean), column by column, to the first two sums.
+template <Way kWay, Sweep kSweep, class T, class Act>
+void sum_columns(const GradRun<T> g, const Act& activation, int64_t rows, int64_t width,
                  const Columns<acc_t<T>>& columns) {
   using V = vec_t<T>;
   constexpr int L = kLanes<T>;
+  const Act act = activation;
   each_column_group<T>(rows, width, 2, [&](int64_t r, int64_t count, int64_t c, auto group, int lanes) {
     constexpr int K = decltype(group)::value;
     V mean[K], scale[K], bias[K], s[K] = {}, q[K] = {};
@@ -51,16 +39,9 @@ void sum_columns(const Pointers<T> p, T* now_dx, const Act act, int64_t rows, in
     int64_t i = r * width + c;
     for (int64_t row = 0; row < count; ++row, i += width) {
       for (int k = 0; k < K; ++k) {
-        const V x = load(p.x + i + k * L, lanes);
-        V z = normalized(x, mean[k], scale[k], bias[k]);
-        if constexpr (kMore) {
-          if (p.residual != nullptr) z = z + load(p.residual + i + k * L, lanes);
-        }
-        const V dz = keep_first<T>(act.backward(z, load(p.dy + i + k * L, lanes)), lanes);
-        if constexpr (kMore) {
-          if (p.dresidual != nullptr) store(p.dresidual + i + k * L, dz, lanes);
-          if (now_dx != nullptr) store(now_dx + i + k * L, dz * scale[k], lanes);
-        }
+        const V x = load(g.x + i + k * L, lanes);
+        const V dz = keep_first<T>(
+            dz_written<kWay, kSweep>(g, i + k * L, lanes, x, mean[k], scale[k], bias[k], act), lanes);
         s[k] += dz;
         q[k] += keep_first<T>(dz * (x - mean[k]), lanes);
       }
@@ -72,25 +53,73 @@ void sum_columns(const Pointers<T> p, T* now_dx, const Act act, int64_t rows, in
   });
 }
 
-template <bool kResidual, class T, class Act>
-void write_dx(const Pointers<T> p, const Act act, int64_t rows, int64_t width, const Columns<acc_t<T>>& columns,
-              bool stream_out) {
+template <Way kWay, class T, class Act>
+void write_wide(const BatchNormBwd& args, const Act& activation, const RowPlan& plan,
+                const Columns<acc_t<T>>& columns, int64_t row0, int64_t row1) {
   using V = vec_t<T>;
+  const Act act = activation;
   const auto *mean = columns[kMean], *scale = columns[kScale], *bias = columns[kBias];
-  const auto *first = columns[kFirst], *slope = columns[kSecond], *offset = columns[kThird];
-  write_rows(p.dx, rows, width, stream_out, [=](int64_t i, int64_t c, int n) {
-    const V x = load(p.x + i, n), m = load(mean + c);
-    V z = normalized(x, m, load(scale + c), load(bias + c));
-    if constexpr (kResidual) z = z + load(p.residual + i, n);
-    return act.backward(z, load(p.dy + i, n)) * load(first + c) + ((x - m) * load(slope + c) + load(offset + c));
+  const auto *factor = columns[kFirst], *slope = columns[kSecond], *offset = columns[kThird];
+  plan.each(row0, row1, [&](int64_t first, int64_t rows, int64_t width) {
+    const GradRun<T> g(args, first);
+    write_rows(g.dx, rows, width, args.stream, [&](int64_t i, int64_t c, int n) {
+      const V x = load(g.x + i, n), m = load(mean + c);
+      const V dz = dz_at<kWay>(g, i, n, x, m, load(scale + c), load(bias + c), act);
+      return dz * load(factor + c) + ((x - m) * load(slope + c) + load(offset + c));
+    });
   });
+}
+
+// Rows that are four vectors wide, alone or joined: their columns' numbers stay in registers.
+template <Way kWay, class T, class Act>
+void write_narrow(const BatchNormBwd& args, const Act& activation, const Columns<acc_t<T>>& columns, int64_t first,
+                  int64_t rows) {
+  using V = vec_t<T>;
+  constexpr int L = kLanes<T>, K = 4;
+  const Act act = activation;
+  V mean[K], scale[K], bias[K], factor[K], slope[K], offset[K];
+  for (int k = 0; k < K; ++k) {
+    mean[k] = load(columns[kMean] + k * L), scale[k] = load(columns[kScale] + k * L);
+    bias[k] = load(columns[kBias] + k * L), factor[k] = load(columns[kFirst] + k * L);
+    slope[k] = load(columns[kSecond] + k * L), offset[k] = load(columns[kThird] + k * L);
+  }
+  const GradRun<T> g(args, first);
+  const bool stream_out = args.stream && reinterpret_cast<uintptr_t>(g.dx) % kRegister == 0;
+  for (int64_t i = 0; i < rows * K * L; i += K * L) {
+    V v[K];
+    for (int k = 0; k < K; ++k) {
+      const V x = load(g.x + i + k * L);
+      v[k] = dz_at<kWay>(g, i + k * L, L, x, mean[k], scale[k], bias[k], act) * factor[k] +
+             ((x - mean[k]) * slope[k] + offset[k]);
+    }
+    if (stream_out) stream_pair(g.dx + i, v[0], v[1]), stream_pair(g.dx + i + 2 * L, v[2], v[3]);
+    else store_pair(g.dx + i, v[0], v[1]), store_pair(g.dx + i + 2 * L, v[2], v[3]);
+  }
+}
+
+// dx of rows [row0, row1), by the way that fits the number of channels.
+template <Way kWay, class T, class Act>
+void write_all(const BatchNormBwd& args, const Act& act, const InputGrad* grads, int64_t row0, int64_t row1) {
+  using A = acc_t<T>;
+  const int64_t C = args.shape.C;
+  const RowPlan plan = RowPlan::written<T>(C);
+  const auto columns = affine_columns<T>(args, plan);
+  columns.fill(kFirst, [&](int64_t c) { return static_cast<A>(grads[c].scale); });
+  columns.fill(kSecond, [&](int64_t c) { return static_cast<A>(grads[c].slope); });
+  columns.fill(kThird, [&](int64_t c) { return static_cast<A>(grads[c].offset); });
+  if (plan.narrow<T>()) {
+    const int64_t rows = (row1 - row0) / plan.joined;
+    write_narrow<kWay, T>(args, act, columns, row0 * C, rows);
+    row0 += rows * plan.joined;
+  }
+  write_wide<kWay, T>(args, act, plan, columns, row0, row1);
 }
 
 }  // namespace
 
 void rows_grad_sum(const BatchNormBwd& args, ChannelSums* partial, int64_t block0, int64_t block1) {
   const int64_t M = args.shape.N, C = args.shape.C, block = rows_of_block(args.shape);
-  with_types(args, [&](auto* type, const auto act) {
+  with_types(args, [&](auto* type, const auto& act) {
     using T = std::remove_pointer_t<decltype(type)>;
     const RowPlan plan = RowPlan::of<T>(C, 0);
     const auto columns = affine_columns<T>(args, plan);
@@ -98,13 +127,10 @@ void rows_grad_sum(const BatchNormBwd& args, ChannelSums* partial, int64_t block
       columns.clear(kFirst), columns.clear(kSecond);
       plan.each(b * block, b * block + block < M ? b * block + block : M,
                 [&](int64_t first, int64_t rows, int64_t width) {
-                  const Pointers<T> p(args, first);
-                  T* now_dx = args.batch_stats ? nullptr : p.dx;
-                  if (p.residual != nullptr || now_dx != nullptr) {
-                    sum_columns<true>(p, now_dx, act, rows, width, columns);
-                  } else {
-                    sum_columns<false>(p, now_dx, act, rows, width, columns);
-                  }
+                  with_sweep(args, [&](auto way, auto sweep) {
+                    sum_columns<decltype(way)::value, decltype(sweep)::value>(GradRun<T>(args, first), act, rows,
+                                                                              width, columns);
+                  });
                 });
       for (int64_t c = 0; c < C; ++c) partial[b * C + c] = {columns.total(kFirst, c), columns.total(kSecond, c)};
     }
@@ -112,20 +138,12 @@ void rows_grad_sum(const BatchNormBwd& args, ChannelSums* partial, int64_t block
 }
 
 void rows_grad_write(const BatchNormBwd& args, const InputGrad* grads, int64_t block0, int64_t block1) {
-  const int64_t M = args.shape.N, C = args.shape.C, block = rows_of_block(args.shape);
-  const int64_t row0 = block0 * block, row1 = block1 * block < M ? block1 * block : M;
-  with_types(args, [&](auto* type, const auto act) {
+  const int64_t block = rows_of_block(args.shape), last = block1 * block;
+  const int64_t row1 = last < args.shape.N ? last : args.shape.N;
+  with_types(args, [&](auto* type, const auto& act) {
     using T = std::remove_pointer_t<decltype(type)>;
-    using A = acc_t<T>;
-    const RowPlan plan = RowPlan::of<T>(C, kWriteWidth);
-    const auto columns = affine_columns<T>(args, plan);
-    columns.fill(kFirst, [&](int64_t c) { return static_cast<A>(grads[c].scale); });
-    columns.fill(kSecond, [&](int64_t c) { return static_cast<A>(grads[c].slope); });
-    columns.fill(kThird, [&](int64_t c) { return static_cast<A>(grads[c].offset); });
-    plan.each(row0, row1, [&](int64_t first, int64_t rows, int64_t width) {
-      const Pointers<T> p(args, first);
-      if (p.residual != nullptr) write_dx<true>(p, act, rows, width, columns, args.stream);
-      else write_dx<false>(p, act, rows, width, columns, args.stream);
+    with_way<T>(args, [&](auto way) {
+      write_all<decltype(way)::value, T>(args, act, grads, block0 * block, row1);
     });
   });
 }

@@ -34,24 +34,64 @@ void sum_columns(const T* x, int64_t rows, int64_t width, const acc_t<T>* shift,
   });
 }
 
-template <class T, class Act>
-void write_block(const BatchNormFwd& args, const Act act, const RowPlan& plan, const Columns<acc_t<T>>& numbers,
-                 int64_t row0, int64_t row1) {
+template <bool kResidual, class T, class Act>
+void write_wide(const BatchNormFwd& args, const Act act, const RowPlan& plan, const Columns<acc_t<T>>& numbers,
+                int64_t row0, int64_t row1) {
   const auto *mean = numbers[0], *scale = numbers[1], *bias = numbers[2];
   plan.each(row0, row1, [&](int64_t first, int64_t rows, int64_t width) {
     const T* x = static_cast<const T*>(args.x) + first;
-    T* y = static_cast<T*>(args.y) + first;
-    const auto z = [=](int64_t i, int64_t c, int n) {
-      return normalized(load(x + i, n), load(mean + c), load(scale + c), load(bias + c));
-    };
-    if (args.residual == nullptr) {
-      write_rows(y, rows, width, args.stream, [=](int64_t i, int64_t c, int n) { return act.forward(z(i, c, n)); });
-    } else {
-      const T* residual = static_cast<const T*>(args.residual) + first;
-      write_rows(y, rows, width, args.stream,
-                 [=](int64_t i, int64_t c, int n) { return act.forward(z(i, c, n) + load(residual + i, n)); });
-    }
+    const T* residual = kResidual ? static_cast<const T*>(args.residual) + first : nullptr;
+    write_rows(static_cast<T*>(args.y) + first, rows, width, args.stream, [=](int64_t i, int64_t c, int n) {
+      auto z = normalized(load(x + i, n), load(mean + c), load(scale + c), load(bias + c));
+      if constexpr (kResidual) z = z + load(residual + i, n);
+      return act.forward(z);
+    });
   });
+}
+
+// Rows that are four vectors wide, alone or joined: their columns' numbers stay in registers.
+template <bool kResidual, class T, class Act>
+void write_narrow(const BatchNormFwd& args, const Act& activation, const Columns<acc_t<T>>& numbers, int64_t first,
+                  int64_t rows) {
+  using V = vec_t<T>;
+  constexpr int L = kLanes<T>, K = 4;
+  const Act act = activation;
+  V mean[K], scale[K], bias[K];
+  for (int k = 0; k < K; ++k) {
+    mean[k] = load(numbers[0] + k * L), scale[k] = load(numbers[1] + k * L), bias[k] = load(numbers[2] + k * L);
+  }
+  const T* x = static_cast<const T*>(args.x) + first;
+  const T* residual = kResidual ? static_cast<const T*>(args.residual) + first : nullptr;
+  T* y = static_cast<T*>(args.y) + first;
+  const bool stream_out = args.stream && reinterpret_cast<uintptr_t>(y) % kRegister == 0;
+  for (int64_t i = 0; i < rows * K * L; i += K * L) {
+    V v[K];
+    for (int k = 0; k < K; ++k) {
+      v[k] = normalized(load(x + i + k * L), mean[k], scale[k], bias[k]);
+      if constexpr (kResidual) v[k] = v[k] + load(residual + i + k * L);
+      v[k] = act.forward(v[k]);
+    }
+    if (stream_out) stream_pair(y + i, v[0], v[1]), stream_pair(y + i + 2 * L, v[2], v[3]);
+    else store_pair(y + i, v[0], v[1]), store_pair(y + i + 2 * L, v[2], v[3]);
+  }
+}
+
+// y of rows [row0, row1), by the way that fits the number of channels.
+template <bool kResidual, class T, class Act>
+void write_all(const BatchNormFwd& args, const Act& act, int64_t row0, int64_t row1) {
+  using A = acc_t<T>;
+  const int64_t C = args.shape.C;
+  const RowPlan plan = RowPlan::written<T>(C);
+  const Columns<A> numbers(plan, 3);
+  numbers.fill(0, [&](int64_t c) { return affine_of<A>(args, c).mean; });
+  numbers.fill(1, [&](int64_t c) { return affine_of<A>(args, c).scale; });
+  numbers.fill(2, [&](int64_t c) { return affine_of<A>(args, c).bias; });
+  if (plan.narrow<T>()) {
+    const int64_t rows = (row1 - row0) / plan.joined;
+    write_narrow<kResidual, T>(args, act, numbers, row0 * C, rows);
+    row0 += rows * plan.joined;
+  }
+  write_wide<kResidual, T>(args, act, plan, numbers, row0, row1);
 }
 
 }  // namespace
@@ -94,16 +134,12 @@ void rows_sum(const BatchNormFwd& args, const double* shift, ChannelSums* partia
 }
 
 void rows_write(const BatchNormFwd& args, int64_t block0, int64_t block1) {
-  const int64_t M = args.shape.N, C = args.shape.C, block = rows_of_block(args.shape);
-  with_types(args, [&](auto* type, const auto act) {
+  const int64_t block = rows_of_block(args.shape), last = block1 * block;
+  const int64_t row1 = last < args.shape.N ? last : args.shape.N;
+  with_types(args, [&](auto* type, const auto& act) {
     using T = std::remove_pointer_t<decltype(type)>;
-    using A = acc_t<T>;
-    const RowPlan plan = RowPlan::of<T>(C, kWriteWidth);
-    const Columns<A> numbers(plan, 3);
-    numbers.fill(0, [&](int64_t c) { return affine_of<A>(args, c).mean; });
-    numbers.fill(1, [&](int64_t c) { return affine_of<A>(args, c).scale; });
-    numbers.fill(2, [&](int64_t c) { return affine_of<A>(args, c).bias; });
-    write_block<T>(args, act, plan, numbers, block0 * block, block1 * block < M ? block1 * block : M);
+    if (args.residual == nullptr) write_all<false, T>(args, act, block0 * block, row1);
+    else write_all<true, T>(args, act, block0 * block, row1);
   });
 }
 

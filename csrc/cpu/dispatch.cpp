@@ -25,7 +25,8 @@ const CpuKernels& choose() {
   // Every CPU with AVX2 has F16C, which not every compiler can ask for.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bf16");
   if (avx512 && allowed("avx512")) return isa_avx512::table;
   if (avx2 && allowed("avx2")) return isa_avx2::table;
 #endif

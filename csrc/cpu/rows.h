@@ -29,6 +29,14 @@ struct RowPlan {
     if (joined * C > kWidestJoin) joined = 1;
     return {C, joined, joined * C};
   }
+  // For rows that are written: four vectors where the channels divide them, else wide.
+  template <class T>
+  static RowPlan written(int64_t C) {
+    constexpr int64_t kNarrow = 4 * kLanes<T>;
+    return kNarrow % C == 0 ? RowPlan{C, kNarrow / C, kNarrow} : of<T>(C, kWriteWidth);
+  }
+  template <class T>
+  bool narrow() const { return width == 4 * kLanes<T>; }
   // Calls f(first element, wide rows, width) for the wide rows of rows [row0, row1) and for what is left of them.
   template <class F>
   FASTNORM_INLINE void each(int64_t row0, int64_t row1, F f) const {

@@ -73,12 +73,11 @@ FASTNORM_INLINE vdouble load(const double* p) { return load_bits<vdouble>(p); }
 FASTNORM_INLINE void store(float* p, vfloat v) { std::memcpy(p, &v, sizeof v); }
 FASTNORM_INLINE void store(double* p, vdouble v) { std::memcpy(p, &v, sizeof v); }
 
-// Rounded to the nearest even bfloat16, NaN kept NaN: in the high half of each lane, the low half is left over.
-FASTNORM_INLINE vuint bfloat16_high(vfloat v) {
+// Rounded to the nearest even bfloat16, NaN kept NaN: in the low half of each lane.
+FASTNORM_INLINE vuint bfloat16_lanes(vfloat v) {
   const vuint u = reinterpret_cast<vuint>(v);
-  return v == v ? u + 0x7fffu + ((u >> 16) & 1u) : vuint{} + 0x7fc00000u;
+  return (v == v ? u + 0x7fffu + ((u >> 16) & 1u) : vuint{} + 0x7fc00000u) >> 16;
 }
-FASTNORM_INLINE vuint bfloat16_lanes(vfloat v) { return bfloat16_high(v) >> 16; }
 
 #if defined(__AVX512F__)
 
@@ -88,7 +87,15 @@ FASTNORM_INLINE vfloat load(const bfloat16* p) {
 FASTNORM_INLINE vfloat load(const float16* p) {
   return (vfloat)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 }
-FASTNORM_INLINE __m256i pack(vfloat v, bfloat16) { return _mm512_cvtepi32_epi16((__m512i)bfloat16_lanes(v)); }
+// The hardware's conversion takes denormals for zeros: vectors that have one are rounded by integers.
+constexpr int kDenormal = 0x20;
+__attribute__((noinline)) inline __m256i pack_exactly(vfloat v) {
+  return _mm512_cvtepi32_epi16((__m512i)bfloat16_lanes(v));
+}
+FASTNORM_INLINE __m256i pack(vfloat v, bfloat16) {
+  if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)v, kDenormal) != 0, 0)) return pack_exactly(v);
+  return (__m256i)_mm512_cvtneps_pbh((__m512)v);
+}
 FASTNORM_INLINE __m256i pack(vfloat v, float16) {
   return _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -101,10 +108,9 @@ FASTNORM_INLINE void stream(double* p, vdouble v) { _mm512_stream_pd(p, (__m512d
 
 // Two neighbouring vectors at once: 16-bit types then fill a whole register and cache line.
 FASTNORM_INLINE __m512i pack_pair(vfloat a, vfloat b, bfloat16) {
-  // The rounded numbers' high halves are picked straight out of both registers.
-  const __m512i high = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
-                                        23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-  return _mm512_permutex2var_epi16((__m512i)bfloat16_high(a), high, (__m512i)bfloat16_high(b));
+  const int denormal = _mm512_fpclass_ps_mask((__m512)a, kDenormal) | _mm512_fpclass_ps_mask((__m512)b, kDenormal);
+  if (__builtin_expect(denormal == 0, 1)) return (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(pack_exactly(a)), pack_exactly(b), 1);
 }
 FASTNORM_INLINE __m512i pack_pair(vfloat a, vfloat b, float16) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(pack(a, float16{})), pack(b, float16{}), 1);

@@ -21,7 +21,7 @@ struct Moments {
 
 // The variance is product / n minus the squared distance of the shift from the mean. Its relative rounding error grows
 // with distance^2 / var; beyond this ratio a second look around the mean just found is worth its price.
-constexpr double kWorstShift = 4.0;
+constexpr double kWorstShift = 1.0;
 
 FASTNORM_INLINE Moments moments(const ChannelSums& s, double shift, double n, double worst_shift = kWorstShift) {
   const double distance = s.sum / n;
