@@ -30,8 +30,10 @@ from .row_norm_tiles import (
     load_dz,
     load_mean,
     load_parameter,
+    load_tile,
     over_tile,
     set_sums,
+    store_tile,
 )
 
 
@@ -55,7 +57,7 @@ def row_norm_bwd_held_kernel(
     splits = tl.num_programs(1)
     s = tl.arange(0, BLOCK_S)
     sample = tl.full([], 0, tl.int64)
-    own_c, _own_sets, own_exists, _own_offsets = held_tile(
+    own_c, _own_sets, own_exists, _start, _steps = held_tile(
         sample, own_block, C, S, D, CHANNELS_LAST, BLOCK_C, BLOCK_S, BLOCK_D
     )
     if ALONG:
@@ -72,20 +74,20 @@ def row_norm_bwd_held_kernel(
         else:
             sample = tile.to(tl.int64)
             block = own_block
-        _, sets, exists, offsets = held_tile(sample, block, C, S, D, CHANNELS_LAST, BLOCK_C, BLOCK_S, BLOCK_D)
+        _, sets, exists, start, steps = held_tile(sample, block, C, S, D, CHANNELS_LAST, BLOCK_C, BLOCK_S, BLOCK_D)
         mask = exists[:, None] & (s < S)[None, :]
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC)
+        x = load_tile(x_ptr, start, steps, mask, ACC)
         mean = load_mean(mean_ptr, sets, exists, ACC)
         rstd = tl.load(rstd_ptr + sets, mask=exists, other=0.0)
-        centred = tl.where(mask, x - mean[:, None], 0.0)
+        centred = x - mean[:, None]
         # Always the same ones, but kept in registers from tile to tile they make others spill.
         weight = load_parameter(weight_ptr, own_c, s, C, S, 1.0, ACC, ALONG)
         bias = load_parameter(bias_ptr, own_c, s, C, S, 0.0, ACC, ALONG)
         dz = load_dz(
-            dy_ptr, residual_ptr, centred, rstd, weight, bias, offsets, mask, leak, sub, maxv, max_leak, ACT, ALONG
+            dy_ptr, residual_ptr, centred, rstd, weight, bias, start, steps, mask, leak, sub, maxv, max_leak, ACT, ALONG
         )
         if dresidual_ptr is not None:
-            tl.store(dresidual_ptr + offsets, rounded_for(dz, dresidual_ptr), mask=mask)
+            store_tile(dresidual_ptr, start, steps, mask, dz)
 
         x_hat = centred * rstd[:, None]
         g = dz * over_tile(weight, ALONG)
@@ -107,7 +109,7 @@ def row_norm_bwd_held_kernel(
                 mean_g = average(set_sums(line_g, BLOCK_D), S, D, False)
             mean_g_x_hat = average(set_sums(line_g_x_hat, BLOCK_D), S, D, UNBIASED)
             dx = input_grad(g, x_hat, rstd, mean_g, mean_g_x_hat)
-            tl.store(dx_ptr + offsets, rounded_for(dx, dx_ptr), mask=mask)
+            store_tile(dx_ptr, start, steps, mask, dx)
 
     if partials_ptr is not None:
         if ALONG:

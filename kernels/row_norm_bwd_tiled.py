@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from .batch_norm_tiles import channel_numbers, program_tile
-from .general_relu import rounded_for
 from .row_norm_stats import entry_offsets
 from .row_norm_tiles import (
     SIZES,
@@ -20,8 +19,10 @@ from .row_norm_tiles import (
     load_dz,
     load_mean,
     load_parameter,
+    load_tile,
     over_tile,
     sample_tile,
+    store_tile,
 )
 
 
@@ -51,16 +52,16 @@ def row_norm_bwd_sums_kernel(
     sum_g = tl.zeros([BLOCK_C, BLOCK_S], ACC)
     sum_g_x_hat = tl.zeros([BLOCK_C, BLOCK_S], ACC)
     for tile in range(split, s_blocks, splits):
-        _, s, mask, offsets = sample_tile(sample, block, tile, s_blocks, C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC)
+        _, s, mask, start, steps = sample_tile(sample, block, tile, s_blocks, C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+        x = load_tile(x_ptr, start, steps, mask, ACC)
         weight = load_parameter(weight_ptr, c, s, C, S, 1.0, ACC, ALONG)
         bias = load_parameter(bias_ptr, c, s, C, S, 0.0, ACC, ALONG)
-        centred = tl.where(mask, x - mean[:, None], 0.0)
+        centred = x - mean[:, None]
         g = load_dz(
-            dy_ptr, residual_ptr, centred, rstd, weight, bias, offsets, mask, leak, sub, maxv, max_leak, ACT, ALONG
+            dy_ptr, residual_ptr, centred, rstd, weight, bias, start, steps, mask, leak, sub, maxv, max_leak, ACT, ALONG
         )
         if dresidual_ptr is not None:
-            tl.store(dresidual_ptr + offsets, rounded_for(g, dresidual_ptr), mask=mask)
+            store_tile(dresidual_ptr, start, steps, mask, g)
         if ALONG:
             g = g * weight[None, :]
         sum_g += g
@@ -135,19 +136,19 @@ def row_norm_bwd_sweep_kernel(
         line_tile = tl.full([], line_tile, tl.int32)
         sample = (line_tile // c_blocks).to(tl.int64)
         block = line_tile % c_blocks
-        c, _, mask, offsets = sample_tile(sample, block, s_block, s_blocks, C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+        c, _, mask, start, steps = sample_tile(sample, block, s_block, s_blocks, C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
         sets = sample * (C // D) + c // D
         mean = load_mean(mean_ptr, sets, c < C, ACC)
         rstd = tl.load(rstd_ptr + sets, mask=c < C, other=0.0)
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC)
+        x = load_tile(x_ptr, start, steps, mask, ACC)
         weight = load_parameter(weight_ptr, c, s, C, S, 1.0, ACC, ALONG)
         bias = load_parameter(bias_ptr, c, s, C, S, 0.0, ACC, ALONG)
-        centred = tl.where(mask, x - mean[:, None], 0.0)
+        centred = x - mean[:, None]
         dz = load_dz(
-            dy_ptr, residual_ptr, centred, rstd, weight, bias, offsets, mask, leak, sub, maxv, max_leak, ACT, ALONG
+            dy_ptr, residual_ptr, centred, rstd, weight, bias, start, steps, mask, leak, sub, maxv, max_leak, ACT, ALONG
         )
         if dresidual_ptr is not None:
-            tl.store(dresidual_ptr + offsets, rounded_for(dz, dresidual_ptr), mask=mask)
+            store_tile(dresidual_ptr, start, steps, mask, dz)
         x_hat = centred * rstd[:, None]
         if partials_ptr is not None:
             sum_dz += dz
@@ -156,7 +157,7 @@ def row_norm_bwd_sweep_kernel(
             mean_g = tl.load(averages_ptr + sets, mask=c < C, other=0.0)
             mean_g_x_hat = tl.load(averages_ptr + samples * (C // D) + sets, mask=c < C, other=0.0)
             dx = input_grad(dz * over_tile(weight, ALONG), x_hat, rstd, mean_g, mean_g_x_hat)
-            tl.store(dx_ptr + offsets, rounded_for(dx, dx_ptr), mask=mask)
+            store_tile(dx_ptr, start, steps, mask, dx)
 
     if partials_ptr is not None:
         out = partials_ptr + first.to(tl.int64) * S + s

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import launch, row_norm_plans
 from .batch_norm_tiles import program_tile
-from .general_relu import activate, rounded_for
+from .general_relu import activate
 from .row_norm_layout import arrange
 from .row_norm_stats import row_norm_stats_finish_kernel, row_norm_stats_kernel
 from .row_norm_tiles import (
@@ -24,7 +24,9 @@ from .row_norm_tiles import (
     held_tile,
     load_mean,
     load_parameter,
+    load_tile,
     sample_tile,
+    store_tile,
 )
 
 
@@ -41,10 +43,10 @@ def row_norm_fwd_held_kernel(
     S = size.to(tl.int64) * S_VEC
     sample = (tl.program_id(0) // c_blocks).to(tl.int64)
     block = (tl.program_id(0) % c_blocks).to(tl.int64)
-    c, sets, exists, offsets = held_tile(sample, block, C, S, D, CHANNELS_LAST, BLOCK_C, BLOCK_S, BLOCK_D)
+    c, sets, exists, start, steps = held_tile(sample, block, C, S, D, CHANNELS_LAST, BLOCK_C, BLOCK_S, BLOCK_D)
     s = tl.arange(0, BLOCK_S)
     mask = exists[:, None] & (s < S)[None, :]
-    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC)
+    x = load_tile(x_ptr, start, steps, mask, ACC)
 
     mean, rstd = held_statistics(x, mask, (S * D).to(ACC), eps, mean_ptr is None, UNBIASED, BLOCK_D)
     leads = exists & (tl.arange(0, BLOCK_C) % BLOCK_D == 0)  # the first line of its set
@@ -56,11 +58,11 @@ def row_norm_fwd_held_kernel(
     bias = load_parameter(bias_ptr, c, s, C, S, 0.0, ACC, ALONG)
     residual = None
     if residual_ptr is not None:
-        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(ACC)
+        residual = load_tile(residual_ptr, start, steps, mask, ACC)
     y = affine(x - mean[:, None], rstd, weight, bias, residual, ALONG)
     if ACT:
         y = activate(y, leak, sub, maxv, max_leak)
-    tl.store(y_ptr + offsets, rounded_for(y, y_ptr), mask=mask)
+    store_tile(y_ptr, start, steps, mask, y)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -76,10 +78,10 @@ def row_norm_apply_kernel(
     S = size.to(tl.int64) * S_VEC
     block, tile = program_tile(c_blocks, s_blocks, CHANNELS_LAST)
     sample = tile // s_blocks
-    c, s, mask, offsets = sample_tile(
+    c, s, mask, start, steps = sample_tile(
         sample, block, tile % s_blocks, s_blocks, C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST
     )  # fmt: skip
-    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(ACC)
+    x = load_tile(x_ptr, start, steps, mask, ACC)
 
     sets = sample.to(tl.int64) * (C // D) + c // D
     mean = load_mean(mean_ptr, sets, c < C, ACC)
@@ -88,11 +90,11 @@ def row_norm_apply_kernel(
     bias = load_parameter(bias_ptr, c, s, C, S, 0.0, ACC, ALONG)
     residual = None
     if residual_ptr is not None:
-        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(ACC)
+        residual = load_tile(residual_ptr, start, steps, mask, ACC)
     y = affine(x - mean[:, None], rstd, weight, bias, residual, ALONG)
     if ACT:
         y = activate(y, leak, sub, maxv, max_leak)
-    tl.store(y_ptr + offsets, rounded_for(y, y_ptr), mask=mask)
+    store_tile(y_ptr, start, steps, mask, y)
 
 
 def row_norm_fwd(
@@ -155,7 +157,7 @@ def normalize(
     if plan.held:
         row_norm_fwd_held_kernel[plan.forward_grid](
             *tensors, *plan.sizes, plan.c_blocks, *scalar_eps, *activation,
-            UNBIASED=unbiased, ACT=act, **plan.held_arguments,
+            UNBIASED=unbiased, ACT=act, maxnreg=plan.registers, **plan.held_arguments,
         )  # fmt: skip
         return
     partials = rstd.new_empty((4, plan.splits, view.lines))

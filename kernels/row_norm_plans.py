@@ -24,21 +24,22 @@ class RowPass(Pass):
     values_per_lane: int
 
 
-# Held: 32 fp32 values a lane in 16 warps. With weights along the lines the backward holds x, dz and two sums of
-# their size; else only x and dz. Registers and programs as in launch.py.
+# Held: 32 fp32 values a lane in 16 warps, which leaves a lane 128 registers. The backward holds x and dz and, with
+# weights along the lines, two sums of their size: half as many values. Registers and programs as in launch.py.
 # Short lines share a program, and with it the loads of weight and bias. Forward: 4 warps of 16 values, so that
 # 32 rows of 768 still reach 16 SMs. Backward: 8 warps, as every program leaves a row of partial gradients.
 FORWARD = RowPass(held=16384, registers=80, programs_per_sm=3, short=2048, values_per_lane=16)
 BACKWARD_ALONG = RowPass(held=8192, registers=128, programs_per_sm=2, short=4096, values_per_lane=8)
-BACKWARD_ACROSS = RowPass(held=16384, registers=128, programs_per_sm=2, short=4096, values_per_lane=16)
+BACKWARD_ACROSS = RowPass(held=8192, registers=128, programs_per_sm=2, short=4096, values_per_lane=16)
+HELD_REGISTERS = 128
 SHORT_CHANNELS_LAST = 4096  # so that a tile of a few hundred positions still takes pieces of 64 bytes
 
 INVARIANT_TILES = 8  # of 4096 values for each split of a long set: 1M values give 32 programs
 FINISH_SETS = 64  # of a finishing program at most
 ALIGNED = 16  # bytes: the widest load, and what torch's allocations divide by
-PARAMETER_BLOCK = 32  # values of one row of partial gradients: 128 bytes
-PARAMETER_ROWS = 64
-PARAMETER_WARPS = 8
+PARAMETER_BLOCK = 32  # at least so many values of a row of partial gradients: 128 bytes
+PARAMETER_ROWS = 64  # at most so many rows at once
+PARAMETER_TILE = 2048  # 8 warps of 8 values a lane, of each of two sums
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class RowNormPlan:
     num_warps: int
     c_vec: int
     s_vec: int
-    registers: int
+    registers: int | None
 
     @property
     def line_tiles(self) -> int:
@@ -169,7 +170,7 @@ class ParameterPlan:
     @property
     def arguments(self) -> dict[str, int]:
         blocks = {"BLOCK": self.block, "BLOCK_ROWS": self.block_rows}
-        return {**blocks, "num_warps": PARAMETER_WARPS, "enable_fp_fusion": False}
+        return {**blocks, "num_warps": launch.WARPS, "enable_fp_fusion": False}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -209,7 +210,7 @@ def _tiles(view: RowView, blocks: tuple[int, int]) -> int:
 
 def _held_blocks(sample: RowView, itemsize: int, which: RowPass) -> tuple[int, int] | None:
     """[block_c, block_s] if a program can hold whole sets; nothing here depends on the batch."""
-    smaller = launch.VALUES_PER_LANE // launch.VALUES_PER_LANE_FP64 if itemsize == 8 else 1
+    smaller = launch.VALUES_PER_LANE // launch.lane_values(sample, itemsize)
     limit, most = which.held // smaller, which.short // smaller
     block_d, block_s = power_of_two_above(sample.d), power_of_two_above(sample.s)
     narrowest = 1
@@ -233,10 +234,9 @@ def _plan(
     block_d = power_of_two_above(view.d) if held else 1
     c_blocks = -(-view.c // (block_c // block_d * view.d if held else block_c))
     s_blocks = -(-view.s // block_s)
-    if held:
-        values_per_lane = launch.VALUES_PER_LANE_FP64 if itemsize == 8 else launch.VALUES_PER_LANE
-    else:
-        values_per_lane = min(which.values_per_lane, launch.lane_values(view, itemsize))
+    values_per_lane = launch.lane_values(view, itemsize)
+    if not held:
+        values_per_lane = min(which.values_per_lane, values_per_lane)
     num_warps = min(launch.MAX_WARPS, max(1, block_c * block_s // values_per_lane // 32))
     programs = which.programs_per_sm * n_sms
     if held:
@@ -255,8 +255,15 @@ def _plan(
         num_warps=num_warps,
         c_vec=math.gcd(view.c, 16) if view.channels_last else 1,
         s_vec=1 if view.channels_last else math.gcd(view.s, 16),
-        registers=which.registers,
+        registers=_registers(which, num_warps, held=held),
     )
+
+
+def _registers(which: RowPass, num_warps: int, *, held: bool) -> int | None:
+    """The most of a thread. None at 16 warps, which cannot have more than HELD_REGISTERS anyway."""
+    if held:
+        return HELD_REGISTERS
+    return min(255, which.registers * launch.WARPS // num_warps)
 
 
 def _shares(tiles: int, most: int) -> int:
@@ -283,6 +290,6 @@ def _plan_for(x: torch.Tensor, view: RowView, which: RowPass, batch_invariant: b
 
 def parameter_plan(rows: int, width: int) -> ParameterPlan:
     """The plan for partial sums [rows, width] of a gradient; the same for every number of SMs."""
-    block = min(PARAMETER_BLOCK, power_of_two_above(width))
     block_rows = min(PARAMETER_ROWS, power_of_two_above(rows))
+    block = min(max(PARAMETER_BLOCK, PARAMETER_TILE // block_rows), power_of_two_above(width))
     return ParameterPlan((-(-width // block),), block, block_rows)

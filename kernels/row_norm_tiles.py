@@ -22,7 +22,7 @@ from .batch_norm_tiles import (
     steps_of,
     tile_start,
 )
-from .general_relu import activate_grad
+from .general_relu import activate_grad, rounded_for
 
 # Not specialised on, as in batch_norm_tiles.
 SIZES = ["tiles", "channels", "size", "samples", "lines", "sets", "c_blocks", "s_blocks", "splits", "sweeps", "rows"]
@@ -43,26 +43,37 @@ def held_tile(
     sample, block, C, S, D: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Of a block of whole sets: each line's number, its set's, whether it exists; offsets, [BLOCK_C, BLOCK_S]."""
+    """Of a block of whole sets: each line's number, its set's, whether it exists; where the tile lies."""
     first = block * (BLOCK_C // BLOCK_D * D)
     steps = line_steps(D, BLOCK_C, BLOCK_D)
     start = sample * C * S + (first if CHANNELS_LAST else first * S)
-    offsets = start + steps_of(steps, C, S, BLOCK_S, CHANNELS_LAST)
     line = tl.arange(0, BLOCK_C)
     sets = sample * (C // D) + block * (BLOCK_C // BLOCK_D) + line // BLOCK_D
     exists = (first + steps < C) & (line % BLOCK_D < D)
-    return first + steps, sets, exists, offsets
+    return first + steps, sets, exists, start, steps_of(steps, C, S, BLOCK_S, CHANNELS_LAST)
 
 
 @triton.jit
 def sample_tile(
     sample, block, tile, s_blocks, C, S, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr
 ):
-    """Of tile number `tile` of a block of a sample's lines: lines, positions, mask and offsets of its values."""
+    """Of tile number `tile` of a block of a sample's lines: lines, positions, mask, and where it lies."""
     start, left = tile_start(block, tile, s_blocks, C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
-    offsets = sample.to(tl.int64) * C * S + start + steps_in_tile(C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+    steps = steps_in_tile(C, S, BLOCK_C, BLOCK_S, CHANNELS_LAST)
     c = channel_numbers(block, BLOCK_C)
-    return c, S - left + tl.arange(0, BLOCK_S), inside(c < C, left, BLOCK_S), offsets
+    mask = inside(c < C, left, BLOCK_S)
+    return c, S - left + tl.arange(0, BLOCK_S), mask, sample.to(tl.int64) * C * S + start, steps
+
+
+@triton.jit
+def load_tile(ptr, start, steps, mask, ACC: tl.constexpr):
+    """A tile in the arithmetic's dtype, 0 where masked. 64 bits for its start, 32 for each step from there."""
+    return tl.load(ptr + start + steps, mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit
+def store_tile(ptr, start, steps, mask, value):
+    tl.store(ptr + start + steps, rounded_for(value, ptr), mask=mask)
 
 
 @triton.jit
@@ -136,18 +147,16 @@ def affine(centred, rstd, weight, bias, residual, ALONG: tl.constexpr):
 
 @triton.jit
 def load_dz(
-    dy_ptr, residual_ptr, centred, rstd, weight, bias, offsets, mask, leak, sub, maxv, max_leak,
+    dy_ptr, residual_ptr, centred, rstd, weight, bias, start, steps, mask, leak, sub, maxv, max_leak,
     ACT: tl.constexpr, ALONG: tl.constexpr,
 ):  # fmt: skip
     """dy times the activation's slope at z, 0 in masked lanes."""
+    dz = load_tile(dy_ptr, start, steps, mask, centred.dtype)
     if ACT:
         residual = None
         if residual_ptr is not None:
-            residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(centred.dtype)
-        z = affine(centred, rstd, weight, bias, residual, ALONG)
-    dz = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(centred.dtype)  # last: it is in registers longest
-    if ACT:
-        dz = activate_grad(dz, z, leak, sub, maxv, max_leak)
+            residual = load_tile(residual_ptr, start, steps, mask, centred.dtype)
+        dz = activate_grad(dz, affine(centred, rstd, weight, bias, residual, ALONG), leak, sub, maxv, max_leak)
     return dz
 
 

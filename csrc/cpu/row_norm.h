@@ -74,15 +74,29 @@ FASTNORM_INLINE const T* stored_dz(const RowNormBwd& args) {
 
 // Sets that a forward takes together: short ones hide one another's latencies. Above a few KB the bursts of reads and
 // writes that they make cost more than that (four rows of 768 fp32 elements: 1.5 times the time).
+constexpr int64_t kMostTogether = 8;
 FASTNORM_INLINE int64_t sets_together(int64_t bytes_of_set) {
-  constexpr int64_t kBytes = 4096, kMost = 8;
+  constexpr int64_t kBytes = 4096;
   const int64_t fitting = kBytes / bytes_of_set;
-  return fitting < 1 ? 1 : fitting < kMost ? fitting : kMost;
+  return fitting < 1 ? 1 : fitting < kMostTogether ? fitting : kMostTogether;
 }
 
-// The moments of a set that is a run of n elements (R2). rms takes them around 0: its mean stays 0.
+// Stores mean and rstd of `count` sets, at most kMostTogether, that are runs in memory (R2, R3).
 template <class T>
-Moments run_moments(const T* x, int64_t n, bool rms);
+void set_statistics(const RowNormFwd& args, int64_t set, int64_t count);
+
+// Calls write(set, count) for groups of sets behind their statistics, one group ahead: what is written hides the
+// latencies of the next group's statistics.
+template <class T, class F>
+FASTNORM_INLINE void each_set_group(const RowNormFwd& args, int64_t set0, int64_t set1, F write) {
+  const int64_t together = sets_together(args.shape.set_size() * static_cast<int64_t>(sizeof(T)));
+  const auto count = [=](int64_t set) { return set1 - set < together ? set1 - set : together; };
+  set_statistics<T>(args, set0, count(set0));
+  for (int64_t set = set0; set < set1; set += together) {
+    if (set + together < set1) set_statistics<T>(args, set + together, count(set + together));
+    write(set, count(set));
+  }
+}
 
 }  // namespace FASTNORM_ISA
 }  // namespace fastnorm

@@ -14,14 +14,14 @@ FASTNORM_INLINE void normalize_elements(const T* x, O* out, int64_t n, const Set
   using V = vec_t<T>;
   const V mean = splat<V>(set.mean), rstd = splat<V>(set.rstd);
   if (bias != nullptr) {
-    write_run(out, n, stream_out, [=](int64_t i, int m) {
+    write_run(out, n, stream_out, [&](int64_t i, int m) {
       return normalized(load(x + i, m), mean, rstd, load(weight + i, m), load(bias + i, m));
     });
   } else if (weight != nullptr) {
     write_run(out, n, stream_out,
-              [=](int64_t i, int m) { return ((load(x + i, m) - mean) * rstd) * load(weight + i, m); });
+              [&](int64_t i, int m) { return ((load(x + i, m) - mean) * rstd) * load(weight + i, m); });
   } else {
-    write_run(out, n, stream_out, [=](int64_t i, int m) { return (load(x + i, m) - mean) * rstd; });
+    write_run(out, n, stream_out, [&](int64_t i, int m) { return (load(x + i, m) - mean) * rstd; });
   }
 }
 
@@ -61,7 +61,7 @@ ChannelSums grad_sums(const T* x, const D* dz, const acc_t<T>* weight, int64_t n
 }
 
 // Pieces of rows: of sets that share their weights.
-constexpr int kMostRows = 16;
+constexpr int kMostRows = 8;
 template <class T, class D>
 struct GradRows {
   const T* x;
@@ -81,44 +81,44 @@ template <int K, class T, class D>
 void sweep(const GradRows<T, D>& rows, int64_t first, acc_t<T>* dweight, acc_t<T>* dbias, bool stream_out) {
   using V = vec_t<T>;
   constexpr int L = kLanes<T>;
+  const int64_t n = rows.n, stride = rows.stride, dz_stride = rows.dz_stride;
+  const acc_t<T>* weight = rows.weight;
   const T* x = rows.x_row(first);
   const D* dz = rows.dz_row(first);
-  T* dx = rows.dx + first * rows.stride;
+  T* dx = rows.dx + first * stride;
   V mean[K], rstd[K], slope[K], shift[K];
   for (int j = 0; j < K; ++j) {
     mean[j] = splat<V>(rows.set[first + j].mean), rstd[j] = splat<V>(rows.set[first + j].rstd);
     slope[j] = splat<V>(rows.grad[first + j].slope), shift[j] = splat<V>(rows.grad[first + j].offset);
   }
-  const auto step = [&](int64_t i, int m, V* out) {
-    const V weight = load(rows.weight + i, m);
-    V product{}, sum{};
-    for (int j = 0; j < K; ++j) {
-      const V d = load(dz + j * rows.dz_stride + i, m), centred = load(x + j * rows.stride + i, m) - mean[j];
-      const V e = d * rstd[j];
-      product += e * centred;
-      sum += d;
-      out[j] = e * weight + (centred * slope[j] + shift[j]);
-    }
-    store(dweight + i, load(dweight + i, m) + product, m);
-    store(dbias + i, load(dbias + i, m) + sum, m);
+  const auto dx_of = [&](int j, int64_t i, int m, V w, V& product, V& sum) {
+    const V d = load(dz + j * dz_stride + i, m), centred = load(x + j * stride + i, m) - mean[j];
+    const V e = d * rstd[j];
+    product += e * centred;
+    sum += d;
+    return e * w + (centred * slope[j] + shift[j]);
   };
-  const bool aligned = reinterpret_cast<uintptr_t>(dx) % kRegister == 0 &&
-                       rows.stride * static_cast<int64_t>(sizeof(T)) % kRegister == 0;
+  const bool streams = stream_out && reinterpret_cast<uintptr_t>(dx) % kRegister == 0 &&
+                       stride * static_cast<int64_t>(sizeof(T)) % kRegister == 0;
   int64_t i = 0;
-  for (; i + 2 * L <= rows.n; i += 2 * L) {
-    V a[K], b[K];
-    step(i, L, a), step(i + L, L, b);
+  for (; i + 2 * L <= n; i += 2 * L) {
+    const V wa = load(weight + i), wb = load(weight + i + L);
+    V product_a = load(dweight + i), product_b = load(dweight + i + L);
+    V sum_a = load(dbias + i), sum_b = load(dbias + i + L);
     for (int j = 0; j < K; ++j) {
-      T* out = dx + j * rows.stride + i;
-      if (stream_out && aligned) stream_pair(out, a[j], b[j]);
-      else store_pair(out, a[j], b[j]);
+      const V a = dx_of(j, i, L, wa, product_a, sum_a), b = dx_of(j, i + L, L, wb, product_b, sum_b);
+      if (streams) stream_pair(dx + j * stride + i, a, b);
+      else store_pair(dx + j * stride + i, a, b);
     }
+    store(dweight + i, product_a), store(dweight + i + L, product_b);
+    store(dbias + i, sum_a), store(dbias + i + L, sum_b);
   }
-  for (; i < rows.n; i += L) {
-    const int m = rows.n - i < L ? static_cast<int>(rows.n - i) : L;
-    V a[K];
-    step(i, m, a);
-    for (int j = 0; j < K; ++j) store(dx + j * rows.stride + i, a[j], m);
+  for (; i < n; i += L) {
+    const int m = n - i < L ? static_cast<int>(n - i) : L;
+    const V w = load(weight + i, m);
+    V product = load(dweight + i, m), sum = load(dbias + i, m);
+    for (int j = 0; j < K; ++j) store(dx + j * stride + i, dx_of(j, i, m, w, product, sum), m);
+    store(dweight + i, product, m), store(dbias + i, sum, m);
   }
 }
 
@@ -131,7 +131,7 @@ void write_dx(const GradRows<T, D>& rows, int64_t j, bool stream_out) {
   const T* x = rows.x_row(j);
   const D* dz = rows.dz_row(j);
   const acc_t<T>* weight = rows.weight;
-  write_run(rows.dx + j * rows.stride, rows.n, stream_out, [=](int64_t i, int m) {
+  write_run(rows.dx + j * rows.stride, rows.n, stream_out, [&](int64_t i, int m) {
     V g = load(dz + i, m) * rstd;
     if (weight != nullptr) g = g * load(weight + i, m);
     return g + ((load(x + i, m) - mean) * slope + shift);

@@ -29,17 +29,12 @@ void write_planes(const RowNormFwd& args, int64_t plane0, int64_t plane1, int64_
 }  // namespace
 
 void group_planes_fwd(const RowNormFwd& args, int64_t set0, int64_t set1) {
-  const int64_t K = args.shape.K, n = args.shape.set_size();
-  const int64_t together = sets_together(n * size_of(args.dtype));
+  const int64_t K = args.shape.K;
   with_dtype(args.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    for (int64_t set = set0; set < set1; set += together) {
-      const int64_t end = set1 - set < together ? set1 : set + together;
-      for (int64_t i = set; i < end; ++i) {
-        finish_set<acc_t<T>>(args, i, run_moments(static_cast<const T*>(args.x) + i * n, n, args.rms));
-      }
-      write_planes<T>(args, set * K, end * K, 0, args.shape.S);
-    }
+    each_set_group<T>(args, set0, set1, [&](int64_t set, int64_t count) {
+      write_planes<T>(args, set * K, (set + count) * K, 0, args.shape.S);
+    });
   });
   if (args.stream) stream_fence();
 }

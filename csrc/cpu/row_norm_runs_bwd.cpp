@@ -1,5 +1,5 @@
 // row_norm backward where a set is a run of at most kSetChunk elements with a weight each: a few rows at a time are
-// summed, then swept, while they lie in L1.
+// summed, then swept, while they lie in L2.
 #include <memory>
 
 #include "cpu/kernels.h"
@@ -9,7 +9,7 @@ namespace fastnorm {
 namespace FASTNORM_ISA {
 namespace {
 
-constexpr int64_t kRowBytes = 24 << 10;  // of x and dy of the rows taken together
+constexpr int64_t kRowBytes = 24 << 10;  // of x and dy of the rows taken together: they stay in L2
 
 template <class T>
 class Backward {
@@ -18,7 +18,7 @@ class Backward {
  public:
   explicit Backward(const RowNormBwd& args) : args_(args), K_(args.shape.K), width_(args.shape.width()) {
     const int64_t fitting = kRowBytes / (2 * K_ * static_cast<int64_t>(sizeof(T)));
-    together_ = fitting > kMostRows ? kMostRows : fitting > 4 ? fitting / 4 * 4 : fitting > 1 ? 2 : 1;
+    together_ = fitting >= kMostRows ? kMostRows : fitting >= 4 ? 4 : fitting > 1 ? 2 : 1;
     if (args.act.active) tile_.reset(new A[static_cast<size_t>(together_ * K_)]);
   }
   // Samples [n0, n1), whose part of dweight and dbias goes to parameters [2, width].

@@ -34,21 +34,12 @@ void write_short_sets(const RowNormFwd& args, int64_t set, int64_t count, acc_t<
 
 template <class T>
 void forward(const RowNormFwd& args, int64_t set0, int64_t set1) {
-  using A = acc_t<T>;
-  const int64_t K = args.shape.K, together = sets_together(K * static_cast<int64_t>(sizeof(T)));
-  const bool plain = !tiled(args);
-  A tile[kTile];
-  for (int64_t set = set0; set < set1; set += together) {
-    const int64_t count = set1 - set < together ? set1 - set : together;
-    for (int64_t j = 0; j < count; ++j) {
-      finish_set<A>(args, set + j, run_moments(static_cast<const T*>(args.x) + (set + j) * K, K, args.rms));
-    }
-    if (!plain && count * K <= kTile) {
-      write_short_sets<T>(args, set, count, tile);
-    } else {
-      for (int64_t j = 0; j < count; ++j) write_piece<T>(args, set + j, 0, K, plain ? nullptr : tile);
-    }
-  }
+  const int64_t K = args.shape.K;
+  acc_t<T> tile[kTile];
+  each_set_group<T>(args, set0, set1, [&](int64_t set, int64_t count) {
+    if (tiled(args) && count * K <= kTile) return write_short_sets<T>(args, set, count, tile);
+    for (int64_t j = 0; j < count; ++j) write_piece<T>(args, set + j, 0, K, tiled(args) ? tile : nullptr);
+  });
 }
 
 }  // namespace

@@ -63,6 +63,17 @@ FASTNORM_INLINE double lane_sum(vfloat v) {
 #endif
 }
 
+FASTNORM_INLINE vdouble square_root(vdouble v) {
+#if defined(__AVX512F__)
+  return (vdouble)_mm512_sqrt_pd((__m512d)v);
+#elif defined(__AVX2__)
+  return (vdouble)_mm256_sqrt_pd((__m256d)v);
+#else
+  for (unsigned i = 0; i < sizeof v / sizeof v[0]; ++i) v[i] = __builtin_sqrt(v[i]);
+  return v;
+#endif
+}
+
 // ---- full registers
 
 template <class V, class T>

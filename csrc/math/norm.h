@@ -23,12 +23,12 @@ struct Moments {
 // with distance^2 / var; beyond this ratio a second look around the mean just found is worth its price.
 constexpr double kWorstShift = 1.0;
 
-FASTNORM_INLINE Moments moments(const ChannelSums& s, double shift, double n, double worst_shift = kWorstShift) {
+FASTNORM_INLINE Moments moments(const ChannelSums& s, double shift, double n) {
   const double distance = s.sum / n;
   const double var = s.product / n - distance * distance;
   Moments m;
   m.mean = shift + distance;
-  m.cancelled = distance * distance > worst_shift * var;
+  m.cancelled = distance * distance > kWorstShift * var;
   m.var = var < 0 ? 0 : var;
   return m;
 }

@@ -74,7 +74,11 @@ def row_statistics(case: RowCase, p: Problem) -> Statistics:
 
 def row_problem(case: RowCase) -> tuple[Problem, Expectations]:
     """The problem and what a backend should answer: y and every gradient."""
-    p = build(case)
+    return row_answers(case, build(case))
+
+
+def row_answers(case: RowCase, p: Problem) -> tuple[Problem, Expectations]:
+    """As row_problem, of tensors that come from elsewhere."""
     dtype = arithmetic(p.x.dtype)
     exact = compose_norm(case, p, torch.float64, composed_row_norm)
     peers = [compose_norm(case, p, dtype, norm) for norm in (torch_row_norm, composed_row_norm)]

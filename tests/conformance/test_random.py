@@ -161,7 +161,7 @@ def test_many_batch_norms(backend: Backend) -> None:
 @pytest.mark.slow
 @each_backend()
 def test_many_row_norms(backend: Backend) -> None:
-    explore(backend, row_cases(largest(backend) * 3), 2 * MANY // (12 if backend.slow else 1))
+    explore(backend, row_cases(largest(backend) * 3), MANY // (6 if backend.slow else 1))
 
 
 @pytest.mark.slow

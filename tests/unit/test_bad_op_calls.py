@@ -11,132 +11,16 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bad_arguments import NONE_WHERE_NEEDED, OPS, WRONG, Arguments
 
 import fastnorm
 
 ROOT = Path(__file__).parents[2]
-ACT = (0.1, 0.4, 1.0, None)
-
-Arguments = dict[str, Any]
-
-
-def forward() -> Arguments:
-    return {
-        "x": torch.randn(4, 3, 5),
-        "weight": torch.ones(3),
-        "bias": torch.zeros(3),
-        "residual": torch.randn(4, 3, 5),
-        "running_mean": torch.zeros(3),
-        "running_var": torch.ones(3),
-        "factor": torch.tensor(0.1),
-        "training": True,
-        "momentum": 0.1,
-        "eps": 1e-5,
-        "unbiased": False,
-        "detach_stats": False,
-        "act": True,
-        **dict(zip(("leak", "sub", "maxv", "max_leak"), ACT, strict=True)),
-    }
-
-
-def evaluation() -> Arguments:
-    return forward() | {"training": False, "factor": None}
-
-
-def backward() -> Arguments:
-    given = forward()
-    kept = ("x", "weight", "bias", "residual", "unbiased", "act", "leak", "sub", "maxv", "max_leak")
-    return {
-        "dy": torch.randn(4, 3, 5),
-        **{name: given[name] for name in kept},
-        "mean": torch.zeros(3),
-        "rstd": torch.ones(3),
-        "batch_stats": True,
-        "need_dx": True,
-    }
-
-
-def relu() -> Arguments:
-    return {"x": torch.randn(4, 3, 5), **dict(zip(("leak", "sub", "maxv", "max_leak"), ACT, strict=True))}
-
-
-def relu_backward() -> Arguments:
-    return {"dy": torch.randn(4, 3, 5)} | relu()
-
-
-OPS: dict[str, tuple[str, Callable[[], Arguments]]] = {
-    "forward": ("batch_norm_fwd", forward),
-    "evaluation": ("batch_norm_fwd", evaluation),
-    "backward": ("batch_norm_bwd", backward),
-    "relu": ("general_relu_fwd", relu),
-    "relu_backward": ("general_relu_bwd", relu_backward),
-}
-
-WRONG_X: dict[str, Callable[[], Any]] = {
-    "int": lambda: torch.ones(4, 3, 5, dtype=torch.int64),
-    "bool": lambda: torch.ones(4, 3, 5, dtype=torch.bool),
-    "complex": lambda: torch.ones(4, 3, 5, dtype=torch.complex64),
-    "float8": lambda: torch.ones(4, 3, 5).to(torch.float8_e4m3fn),
-    "sparse": lambda: torch.ones(4, 3, 5).to_sparse(),
-    "none": lambda: None,
-    "number": lambda: 1.0,
-}
-WRONG_RANK: dict[str, Callable[[], Any]] = {"0-d": lambda: torch.randn(()), "1-d": lambda: torch.randn(3)}
-WRONG_LIKE_X: dict[str, Callable[[], Any]] = {
-    "smaller": lambda: torch.randn(4, 3, 4),
-    "larger": lambda: torch.randn(4, 3, 6),
-    "fewer channels": lambda: torch.randn(4, 2, 5),
-    "lower rank": lambda: torch.randn(4, 3),
-    "empty": lambda: torch.randn(0),
-    "0-d": lambda: torch.randn(()),
-    "int": lambda: torch.ones(4, 3, 5, dtype=torch.int64),
-    "double": lambda: torch.randn(4, 3, 5, dtype=torch.float64),
-    "half": lambda: torch.randn(4, 3, 5).half(),
-    "meta": lambda: torch.empty(4, 3, 5, device="meta"),
-    "sparse": lambda: torch.randn(4, 3, 5).to_sparse(),
-}
-WRONG_VECTOR: dict[str, Callable[[], Any]] = {
-    "smaller": lambda: torch.ones(2),
-    "larger": lambda: torch.ones(4),
-    "empty": lambda: torch.ones(0),
-    "0-d": lambda: torch.ones(()),
-    "int": lambda: torch.ones(3, dtype=torch.int32),
-    "complex": lambda: torch.ones(3, dtype=torch.complex64),
-    "meta": lambda: torch.ones(3, device="meta"),
-    "sparse": lambda: torch.ones(3).to_sparse(),
-    "number": lambda: 1.0,
-}
-WRONG_STATISTIC = WRONG_VECTOR | {
-    "half": lambda: torch.ones(3).half(),
-    "double": lambda: torch.ones(3, dtype=torch.float64),
-    "none": lambda: None,
-}
-WRONG_FACTOR: dict[str, Callable[[], Any]] = {
-    "two": lambda: torch.ones(2),
-    "empty": lambda: torch.ones(0),
-    "int": lambda: torch.ones((), dtype=torch.int64),
-    "meta": lambda: torch.ones((), device="meta"),
-}
-VECTORS = ("weight", "bias", "running_mean", "running_var")
-
-WRONG: dict[tuple[str, str], dict[str, Callable[[], Any]]] = {
-    **{(op, "x"): WRONG_X | WRONG_RANK for op in ("forward", "evaluation", "backward")},
-    **{(op, "x"): WRONG_X for op in ("relu", "relu_backward")},
-    **{(op, name): WRONG_VECTOR for op in ("forward", "evaluation") for name in VECTORS},
-    **{("backward", name): WRONG_VECTOR for name in ("weight", "bias")},
-    **{("backward", name): WRONG_STATISTIC for name in ("mean", "rstd")},
-    **{(op, "residual"): WRONG_LIKE_X for op in ("forward", "evaluation", "backward")},
-    **{(op, "dy"): WRONG_LIKE_X | {"none": lambda: None} for op in ("backward", "relu_backward")},
-    ("forward", "factor"): WRONG_FACTOR,
-}
-# What the schema allows and the meaning does not.
-NONE_WHERE_NEEDED = [("evaluation", "running_mean"), ("evaluation", "running_var")]
 
 
 def attempt(op: str, changed: Arguments) -> BaseException | None:
