@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from benchmarks.cases import all_cases
+from benchmarks.cases import Case, all_cases
 from fastnorm.ops import triton
 from fastnorm.testing import triton_aot
+from fastnorm.testing.cases import RowCase
 
 ARCH = 90  # Hopper: what the GPU targets are for
 
@@ -23,28 +24,32 @@ def plan_lines() -> list[str]:
     reason = triton.missing()
     if reason is not None:
         raise RuntimeError(reason)
-    cases = {
-        triton_aot.Case(
-            case.shape,
-            case.dtype,
-            case.layout == "channels_last",
-            case.spec.act,
-            case.spec.residual,
-            case.spec.training,
-        ): None
-        for case in all_cases("cuda")
-    }
+    cases = dict.fromkeys(launched(case) for case in all_cases("cuda"))
     return [f"{describe(case)}: {', '.join(launches(case))}" for case in cases]
 
 
+def launched(case: Case) -> triton_aot.Case:
+    """The tensors and options that a case gives to the launchers."""
+    spec, channels_last = case.spec, case.layout == "channels_last"
+    options = (case.shape, case.dtype, channels_last, spec.act, spec.residual, spec.training)
+    problem = case.problem
+    if not isinstance(problem, RowCase):
+        return triton_aot.Case(*options)
+    groups = case.shape[1] if spec.kind == "instance" else problem.groups
+    return triton_aot.RowCase(*options, problem.dims, groups, problem.rms)
+
+
 def describe(case: triton_aot.Case) -> str:
-    parts = (
+    parts = [
         "x".join(map(str, case.shape)),
         case.dtype,
         "channels_last" if case.channels_last else "contiguous",
-    )
-    options = [name for name in ("act", "residual") if getattr(case, name)]
-    return " ".join([*parts, *options, "training" if case.training else "eval"])
+    ]
+    if isinstance(case, triton_aot.RowCase):
+        parts += [f"rows of {case.dims} dims"] if case.dims else [f"{case.groups or 'no'} groups"]
+        parts += ["rms"] * case.rms
+    parts += [name for name in ("act", "residual") if getattr(case, name)]
+    return " ".join([*parts, "training" if case.training else "eval"])
 
 
 def launches(case: triton_aot.Case) -> list[str]:

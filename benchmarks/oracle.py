@@ -9,30 +9,44 @@ from torch import Tensor
 
 from benchmarks.cases import DTYPES, Case
 from benchmarks.peers import Results
-from fastnorm.testing.cases import NormCase, ReluCase
-from fastnorm.testing.compare import check
-from fastnorm.testing.oracle import Expectations, norm_problem, relu_problem
+from fastnorm.testing.cases import NormCase, ReluCase, RowCase
+from fastnorm.testing.compare import Expectation, check
+from fastnorm.testing.judge import Expectations
+from fastnorm.testing.oracle import norm_problem, relu_problem
 from fastnorm.testing.problems import Problem
+from fastnorm.testing.row_oracle import row_problem
+
+LIKE_X = ("x", "y", "dy", "residual")
 
 
 @functools.lru_cache(maxsize=1)  # forward and backward of a case share it; two of the largest are too much
-def solved(case: NormCase | ReluCase) -> tuple[Problem, Expectations]:
-    return norm_problem(case) if isinstance(case, NormCase) else relu_problem(case)
+def solved(case: NormCase | ReluCase | RowCase) -> tuple[Problem, Expectations]:
+    if isinstance(case, ReluCase):
+        return relu_problem(case)
+    return norm_problem(case) if isinstance(case, NormCase) else row_problem(case)
 
 
 class Oracle:
     """The tensors of a case on its device, and what must come out of them.
 
-    Channels do not depend on one another, so a few are solved in float64 and repeated to the case's number.
+    Channels of a batch norm, or samples of a row norm, do not depend on one another: a few are solved in float64 and
+    repeated to the case's number.
     """
 
     def __init__(self, case: Case) -> None:
         few, self.wanted = solved(case.problem)
-        self.channels = case.distinct_channels
-        count = case.shape[1] // self.channels
-        every = {name: repeated(t, count) for name, t in few.tensors().items()}
+        self.dim, self.distinct = case.repeated_dim, case.distinct
+        self.count = case.shape[self.dim] // self.distinct
+        every = {name: self.repeated(name, t) for name, t in few.tensors().items()}
         self.problem = Problem(**every).copy(case.device)
         self.peer_error = torch.finfo(DTYPES[case.dtype]).eps ** (1 / 3)
+
+    def repeated(self, name: str, t: Tensor) -> Tensor:
+        """x, dy, residual repeated in the memory format that they have; parameters along the channels, if those are."""
+        if name not in LIKE_X:
+            return t.repeat(self.count) if self.dim else t.clone()
+        form = torch.contiguous_format if t.is_contiguous() else torch.channels_last
+        return torch.cat([t] * self.count, dim=self.dim).contiguous(memory_format=form)
 
     def complaint(self, candidate: str, actual: Results) -> str:
         """What is wrong with a candidate's results, or nothing.
@@ -42,9 +56,9 @@ class Oracle:
         relative error, in the norm of each result, may be the cube root of the dtype's spacing.
         """
         for name, got in actual.items():
-            want = self.wanted[name]
-            for index, block in enumerate(self.blocks(got)):
-                label = f"{name}, channels from {index * self.channels}"
+            blocks, want = self.blocks(name, got)
+            for index, block in enumerate(blocks):
+                label = f"{name}, {'channels' if self.dim else 'samples'} from {index * self.distinct}"
                 try:
                     if candidate == "fastnorm":
                         check(block, want, label)
@@ -55,14 +69,10 @@ class Oracle:
                     return str(wrong)
         return ""
 
-    def blocks(self, t: Tensor) -> tuple[Tensor, ...]:
-        """A result [N, C, *] or [C], cut into blocks of the channels that were solved."""
-        return t.detach().cpu().split(self.channels, dim=min(1, t.dim() - 1))
-
-
-def repeated(t: Tensor, count: int) -> Tensor:
-    """[N, C, *] or [C] repeated along the channels, in the memory format that it has."""
-    if t.dim() == 1:
-        return t.repeat(count)
-    form = torch.contiguous_format if t.is_contiguous() else torch.channels_last
-    return torch.cat([t] * count, dim=1).contiguous(memory_format=form)
+    def blocks(self, name: str, t: Tensor) -> tuple[tuple[Tensor, ...], Expectation]:
+        """A result cut into blocks of what was solved; a sum over repeated samples is so many times theirs."""
+        t, want = t.detach().cpu(), self.wanted[name]
+        if self.dim == 0 and name.removeprefix("d") not in LIKE_X:
+            exact, peer, floor = (self.count * value for value in (want.exact, want.peer, want.floor))
+            return (t,), Expectation(exact, peer, floor, want.dtype)
+        return t.split(self.distinct, dim=self.dim if name.removeprefix("d") in LIKE_X else 0), want

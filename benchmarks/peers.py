@@ -30,6 +30,9 @@ class Function(Protocol):
     ) -> Tensor: ...
 
 
+Norm = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None], Tensor]
+
+
 class Peer(NamedTuple):
     """A candidate: how it makes the op of a case as a function, and as a module for the module cases."""
 
@@ -54,9 +57,26 @@ def inplace_relu(z: Tensor) -> Tensor:
     return F.leaky_relu(z, LEAK).sub_(SUB).clamp_max_(MAXV)
 
 
+def torch_norm(case: Case) -> Norm:
+    """PyTorch's own function for the norm of a case, of x, weight, bias and the running statistics."""
+    spec, shape = case.spec, case.shape
+    if spec.kind == "batch":
+        return lambda x, w, b, mean, var: F.batch_norm(x, mean, var, w, b, spec.training, MOMENTUM, EPS)
+    functions: dict[str, Norm] = {
+        "layer": lambda x, w, b, *_: F.layer_norm(x, shape[1:], w, b, EPS),
+        "rms": lambda x, w, *_: F.rms_norm(x, shape[1:], w, EPS),
+        "group": lambda x, w, b, *_: F.group_norm(x, case.groups, w, b, EPS),
+        "instance": lambda x, w, b, *_: F.instance_norm(x, weight=w, bias=b, eps=EPS),
+        # As ConvNeXt has it: the channels go to the end and come back.
+        "position": lambda x, w, b, *_: F.layer_norm(x.movedim(1, -1), shape[1:2], w, b, EPS).movedim(-1, 1),
+    }
+    return functions[spec.kind]
+
+
 def composed(case: Case, act: Callable[[Tensor], Tensor] = composed_relu) -> Function:
     """The op out of PyTorch's own functions, as a user of torch.nn would write it."""
     spec = case.spec
+    norm = None if spec.kind == "none" else torch_norm(case)
 
     def forward(
         x: Tensor,
@@ -66,9 +86,7 @@ def composed(case: Case, act: Callable[[Tensor], Tensor] = composed_relu) -> Fun
         running_mean: Tensor | None,
         running_var: Tensor | None,
     ) -> Tensor:
-        z = x
-        if spec.norm:
-            z = F.batch_norm(x, running_mean, running_var, weight, bias, spec.training, MOMENTUM, EPS)
+        z = x if norm is None else norm(x, weight, bias, running_mean, running_var)
         if residual is not None:
             z = z + residual
         return act(z) if spec.act else z
@@ -92,8 +110,21 @@ class InplaceRelu(nn.Module):
 
 def composed_module(case: Case, act: type[nn.Module] = ComposedRelu) -> nn.Module:
     """torch.nn modules in a row."""
-    norm = [nn.BatchNorm2d(case.shape[1], eps=EPS, momentum=MOMENTUM)] if case.spec.norm else []
+    norm = [] if case.spec.kind == "none" else [norm_module(nn, case)]
     return nn.Sequential(*norm, *([act()] if case.spec.act else []))
+
+
+def norm_module(namespace: Any, case: Case, **fused: Any) -> nn.Module:
+    """The norm of a case as a module of torch.nn or of fastnorm."""
+    channels = case.shape[1]
+    if case.spec.kind == "layer":
+        module = namespace.LayerNorm(case.shape[1:], eps=EPS, **fused)
+    elif case.spec.kind == "group":
+        module = namespace.GroupNorm(case.groups, channels, eps=EPS, **fused)
+    else:
+        module = namespace.BatchNorm2d(channels, eps=EPS, momentum=MOMENTUM, **fused)
+    assert isinstance(module, nn.Module)
+    return module
 
 
 def compiled(case: Case) -> Function:
@@ -118,14 +149,35 @@ def reset_compiler() -> None:
     torch._functorch.config.donated_buffer = False
 
 
+def fastnorm_norm(case: Case) -> Callable[..., Tensor]:
+    """fastnorm's public function for the norm of a case, with torch_norm's arguments and the fused ones."""
+    import fastnorm.functional as ours
+
+    spec, shape = case.spec, case.shape
+    if spec.kind == "batch":
+        return lambda x, w, b, mean, var, **fused: ours.batch_norm(
+            x, mean, var, w, b, spec.training, MOMENTUM, EPS, **fused
+        )
+    functions: dict[str, Callable[..., Tensor]] = {
+        "layer": lambda x, w, b, *_, **fused: ours.layer_norm(x, shape[1:], w, b, EPS, **fused),
+        "rms": lambda x, w, *_, **fused: ours.rms_norm(x, shape[1:], w, EPS, **fused),
+        "group": lambda x, w, b, *_, **fused: ours.group_norm(x, case.groups, w, b, EPS, **fused),
+        "instance": lambda x, w, b, *_, **fused: ours.instance_norm(x, weight=w, bias=b, eps=EPS, **fused),
+        "position": lambda x, w, b, *_, **fused: ours.layer_norm_2d(x, w, b, EPS, **fused),
+    }
+    return functions[spec.kind]
+
+
 def fastnorm_function(case: Case) -> Function:
     """fastnorm's public function, its backend chosen automatically."""
     import fastnorm
 
-    spec = case.spec
-    act = fastnorm.GeneralRelu(LEAK, SUB, MAXV) if spec.act else None
+    if case.spec.kind == "none":
+        return lambda x, *_, **__: fastnorm.functional.general_relu(x, LEAK, SUB, MAXV)
+    act = fastnorm.GeneralRelu(LEAK, SUB, MAXV) if case.spec.act else None
+    norm = fastnorm_norm(case)
 
-    def batch_norm(
+    def forward(
         x: Tensor,
         residual: Tensor | None,
         weight: Tensor | None,
@@ -133,31 +185,18 @@ def fastnorm_function(case: Case) -> Function:
         running_mean: Tensor | None,
         running_var: Tensor | None,
     ) -> Tensor:
-        if not spec.norm:
-            return fastnorm.functional.general_relu(x, LEAK, SUB, MAXV)
-        return fastnorm.functional.batch_norm(
-            x,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            spec.training,
-            MOMENTUM,
-            EPS,
-            act=act,
-            residual=residual,
-        )
+        return norm(x, weight, bias, running_mean, running_var, act=act, residual=residual)
 
-    return batch_norm
+    return forward
 
 
 def fastnorm_module(case: Case) -> nn.Module:
     import fastnorm
 
-    act = fastnorm.GeneralRelu(LEAK, SUB, MAXV) if case.spec.act else None
-    if not case.spec.norm:
+    if case.spec.kind == "none":
         return fastnorm.GeneralRelu(LEAK, SUB, MAXV)
-    return fastnorm.BatchNorm2d(case.shape[1], eps=EPS, momentum=MOMENTUM, act=act)
+    act = fastnorm.GeneralRelu(LEAK, SUB, MAXV) if case.spec.act else None
+    return norm_module(fastnorm, case, act=act)
 
 
 PEERS = {
@@ -181,7 +220,7 @@ def prepare(case: Case, peer: Peer) -> Callable[[Problem], Prepared]:
         module = peer.module(case).to(case.device)
         return lambda p: prepare_module(module, p)
     function = peer.function(case)
-    ready = prepare_forward if case.direction == "fwd" else prepare_backward
+    ready = {"fwd": prepare_forward, "bwd": prepare_backward, "fwd+bwd": prepare_both}[case.direction]
     return lambda p: ready(case, function, p)
 
 
@@ -226,6 +265,18 @@ def prepare_backward(case: Case, function: Function, p: Problem) -> Prepared:
         return torch.autograd.grad(y, wanted, dy, retain_graph=True)
 
     return Prepared(run, lambda: dict(zip((f"d{name}" for name in leaves), run(), strict=True)))
+
+
+def prepare_both(case: Case, function: Function, p: Problem) -> Prepared:
+    given = arguments(case, p)
+    leaves = {k: v for k, v in given.items() if v is not None and v.requires_grad}
+    wanted, dy = tuple(leaves.values()), p.dy
+
+    def run() -> tuple[Tensor, ...]:
+        y = function(**given)
+        return y, *torch.autograd.grad(y, wanted, dy)
+
+    return Prepared(run, lambda: dict(zip(("y", *(f"d{name}" for name in leaves)), run(), strict=True)))
 
 
 def prepare_module(module: nn.Module, p: Problem) -> Prepared:

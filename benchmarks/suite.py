@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cases import FRESH_PAGES, Case, all_cases, select
+from benchmarks.cases import FRESH_PAGES, FRESH_ROWS, Case, all_cases, select
 from benchmarks.oracle import Oracle
 from benchmarks.peers import PEERS, prepare
 
@@ -18,7 +18,7 @@ CANDIDATES = ("eager", "fastnorm")
 def suite_cases(column: str) -> list[Any]:
     """The fp32 cases of a column, without the 100 MB ones, as pytest parameters."""
     cases = select(all_cases(), columns=[column], dtypes=["fp32"])
-    return [pytest.param(case, id=case.name) for case in cases if case.shape != FRESH_PAGES]
+    return [pytest.param(case, id=case.name) for case in cases if case.shape not in (FRESH_PAGES, FRESH_ROWS)]
 
 
 def run_benchmark(benchmark: Any, case: Case, candidate: str) -> None:

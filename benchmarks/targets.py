@@ -48,12 +48,16 @@ NORM, ACT, RESIDUAL, RELU = (
 )
 TRAINING = NORM + ACT + RESIDUAL + RELU
 MODULES = ("batch_norm_module", "batch_norm_act_module", "general_relu_module")
+ROW_MODULES = ("layer_norm_module", "group_norm_act_module")
+LAYER, FUSED_LAYER, RMS = ("layer_norm",), ("layer_norm_residual_act",), ("rms_norm",)
+GROUP, FUSED_GROUP, INSTANCE, POSITION = ("group_norm",), ("group_norm_act",), ("instance_norm",), ("layer_norm_2d",)
 NCHW, NHWC = "contiguous", "channels_last"
 
 CPU_TARGETS = (
     Target("tiny tensor, module call, fwd + bwd", MODULES, eager=1.0, aim=1.5, compile=1.5),
     Target("eval mode", ("batch_norm_eval",), eager=1.0, compile=1.0),
-    Target("bf16 tiny tensor, module call (no target)", MODULES, dtype="bf16"),
+    Target("row norms, tiny tensor, module call", ROW_MODULES, eager=1.0),
+    Target("bf16 tiny tensor, module call (no target)", MODULES + ROW_MODULES, dtype="bf16"),
     Target("bf16 eval mode (no target)", ("batch_norm_eval",), dtype="bf16"),
     Target("tiny tensor, function alone (no target)", dtype=None, shape=TINY),
     Target("100 MB, fresh pages", TRAINING, shape=FRESH_PAGES, eager=2.5, aim=4),
@@ -74,6 +78,23 @@ CPU_TARGETS = (
     Target("bf16 BN bwd", NORM, "bwd", dtype="bf16", eager=1.7, aim=4, compile=2),
     Target("bf16 with GeneralRelu", ACT + RESIDUAL, dtype="bf16", eager=4, aim=6, compile=2),
     Target("bf16 GeneralRelu alone (no target)", RELU, dtype="bf16"),
+    Target("LN fwd", LAYER, "fwd", eager=1.8, aim=2.5, compile=2.5),
+    Target("LN bwd", LAYER, "bwd", eager=1.6, aim=3, compile=1.6),
+    Target("bf16 LN fwd", LAYER, "fwd", dtype="bf16", eager=2, aim=4, compile=2),
+    Target("bf16 LN bwd", LAYER, "bwd", dtype="bf16", eager=2.5, aim=6, compile=2),
+    Target("LN + residual + GeneralRelu fwd + bwd", FUSED_LAYER, dtype=None, eager=3, aim=5, compile=2),
+    Target("GN fwd NCHW", GROUP, "fwd", NCHW, dtype=None, eager=1.4, aim=2, compile=2),
+    Target("GN bwd NCHW", GROUP, "bwd", NCHW, dtype=None, eager=1.7, aim=2, compile=2),
+    Target("GN fwd NHWC", GROUP, "fwd", NHWC, eager=1.6, aim=2.5, compile=6),
+    Target("GN bwd NHWC", GROUP, "bwd", NHWC, eager=2.4, aim=6, compile=6),
+    Target("bf16 GN fwd NHWC", GROUP, "fwd", NHWC, dtype="bf16", eager=1.0),
+    Target("bf16 GN bwd NHWC", GROUP, "bwd", NHWC, dtype="bf16", eager=18, aim=40, compile=7),
+    Target("IN fwd", INSTANCE, "fwd", eager=15, aim=18, compile=5),
+    Target("IN bwd", INSTANCE, "bwd", eager=2.6, aim=6, compile=3),
+    Target("bf16 IN", INSTANCE, dtype="bf16", eager=1.0),
+    Target("GN + GeneralRelu fwd + bwd", FUSED_GROUP, dtype=None, eager=3, aim=6, compile=2),
+    Target("RMS norm fwd + bwd", RMS, dtype=None, eager=2, compile=1.0),
+    Target("LN over channels (ConvNeXt)", POSITION, dtype=None, eager=1.0),
 )
 
 # On a GPU the floor is a device copy of the same bytes: "0.85 of copy" is at most 1 / 0.85 times its time.
@@ -91,6 +112,15 @@ CUDA_TARGETS = (
     Target("BN + GeneralRelu (+ residual) bwd", ACT + RESIDUAL, "bwd", dtype=None, eager=2.3, compile=1.4),
     Target("GeneralRelu fwd", RELU, "fwd", dtype=None, eager=2.9, compile=1.0, floor=1 / 0.95),
     Target("GeneralRelu bwd", RELU, "bwd", dtype=None, eager=2.2, compile=1.0, floor=1 / 0.93),
+    Target("row norms, tiny tensor (no target)", ROW_MODULES, dtype=None),
+    Target("LN fwd", LAYER, "fwd", dtype=None, eager=1.1, compile=1.0, floor=1 / 0.92),
+    Target("LN bwd", LAYER, "bwd", dtype=None, eager=1.6, compile=1.2, floor=1 / 0.88),
+    Target("LN + residual + GeneralRelu fwd + bwd", FUSED_LAYER, dtype=None, eager=2, compile=1.0),
+    Target("RMS norm fwd + bwd", RMS, dtype=None, eager=1.1, compile=1.0),
+    Target("GN, IN fwd", GROUP + INSTANCE, "fwd", dtype=None, eager=2.5, compile=1.5, floor=1 / 0.85),
+    Target("GN, IN bwd", GROUP + INSTANCE, "bwd", dtype=None, eager=3, compile=1.5, floor=1 / 0.85),
+    Target("GN + GeneralRelu fwd + bwd", FUSED_GROUP, dtype=None, eager=2.5, compile=1.5),
+    Target("LN over channels (ConvNeXt)", POSITION, dtype=None, eager=1.0),
 )
 
 

@@ -34,6 +34,7 @@ BACKWARD_ACROSS = RowPass(held=8192, registers=128, programs_per_sm=2, short=409
 HELD_REGISTERS = 128
 SHORT_CHANNELS_LAST = 4096  # so that a tile of a few hundred positions still takes pieces of 64 bytes
 
+WAVES = 4
 INVARIANT_TILES = 8  # of 4096 values for each split of a long set: 1M values give 32 programs
 FINISH_SETS = 64  # of a finishing program at most
 ALIGNED = 16  # bytes: the widest load, and what torch's allocations divide by
@@ -250,26 +251,31 @@ def _plan(
         block_d=block_d,
         c_blocks=c_blocks,
         s_blocks=s_blocks,
-        splits=_shares(tiles, programs // columns),
-        sweeps=_shares(view.n * c_blocks, programs // s_blocks) if view.along else view.n * c_blocks,
+        splits=_shares(tiles, columns, programs, overhead=1),
+        sweeps=_shares(view.n * c_blocks, s_blocks, programs, overhead=2) if view.along else view.n * c_blocks,
         num_warps=num_warps,
         c_vec=math.gcd(view.c, 16) if view.channels_last else 1,
         s_vec=1 if view.channels_last else math.gcd(view.s, 16),
-        registers=_registers(which, num_warps, held=held),
+        registers=_registers(block_c * block_s, num_warps, which, held=held),
     )
 
 
-def _registers(which: RowPass, num_warps: int, *, held: bool) -> int | None:
-    """The most of a thread. None at 16 warps, which cannot have more than HELD_REGISTERS anyway."""
+def _registers(values: int, num_warps: int, which: RowPass, *, held: bool) -> int | None:
+    """The most of a thread. ptxas left alone spills at 16 values a lane; told of 128 registers, at 32."""
     if held:
-        return HELD_REGISTERS
+        return HELD_REGISTERS if values <= launch.MAX_WARPS * 32 * launch.VALUES_PER_LANE else None
     return min(255, which.registers * launch.WARPS // num_warps)
 
 
-def _shares(tiles: int, most: int) -> int:
-    """Into how many shares to deal tiles: no more than the longest share needs, so that all are about as long."""
-    longest = -(-tiles // max(1, most))
-    return -(-tiles // longest)
+def _shares(tiles: int, columns: int, slots: int, overhead: int) -> int:
+    """Into how many shares to deal the tiles of each column, so that programs in `slots` at a time end soonest.
+
+    A program costs its tiles and an overhead, in tiles too. Of equals the fewest, which leave the fewest
+    partial results; more than four waves would gain little.
+    """
+    most = min(tiles, max(1, (slots if columns == 1 else WAVES * slots) // columns))
+    costs = {s: -(-columns * s // slots) * (-(-tiles // s) + overhead) for s in range(1, most + 1)}
+    return min(costs, key=lambda s: (costs[s], s))
 
 
 def forward_plan(x: torch.Tensor, view: RowView) -> RowNormPlan:

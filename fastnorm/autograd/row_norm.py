@@ -106,7 +106,6 @@ def row_norm(
     return y
 
 
-@torch.no_grad()
 def move_running_instances(
     x: Tensor,
     running_mean: Tensor | None,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, timing
+from benchmarks import cases, gpu, timing
 from benchmarks.cases import OPS, TINY, Case, all_cases, select
 from benchmarks.compare import main as compare_main
 from benchmarks.floors import kernels, make_floors
@@ -133,7 +133,7 @@ def test_every_op_is_right_before_it_is_timed(op: str, dtype: str, layout: str) 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_problem_is_repeated_along_channels(layout: str) -> None:
     case = Case("batch_norm_residual_act", "bwd", (2, 15, 3, 5), layout, "bf16")
-    assert case.distinct_channels == 5
+    assert case.distinct == 5 and case.repeated_dim == 1
     oracle = Oracle(case)
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     for t in (oracle.problem.x, oracle.problem.dy, oracle.problem.residual):
@@ -143,6 +143,25 @@ def test_problem_is_repeated_along_channels(layout: str) -> None:
     assert oracle.complaint("eager", right) == ""
     right["dbias"][12] += 10
     assert "dbias, channels from 10" in oracle.complaint("eager", right)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_row_problem_is_repeated_along_samples(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    """Sums over samples are so many times those of the few that were solved."""
+    monkeypatch.setattr(cases, "SOLVED", 5000)
+    case = Case("group_norm_act", "fwd+bwd", (4, 32, 9, 7), layout, "bf16")
+    assert case.distinct == 2 and case.repeated_dim == 0
+    oracle = Oracle(case)
+    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    for t in (oracle.problem.x, oracle.problem.dy):
+        assert t.shape == case.shape and t.is_contiguous(memory_format=form) and torch.equal(t[:2], t[2:])
+    for name in ("eager", "fastnorm"):
+        right = prepare(case, PEERS[name])(oracle.problem).results()
+        assert list(right) == ["y", "dx", "dweight", "dbias"]
+        assert oracle.complaint(name, right) == ""
+    assert "dbias" in oracle.complaint("fastnorm", right | {"dbias": right["dbias"] / 2})
+    right["dx"][3] += 1
+    assert "dx, samples from 2" in oracle.complaint("fastnorm", right)
 
 
 def test_candidates_do_not_share_running_statistics() -> None:
@@ -259,7 +278,8 @@ def test_gpu_dry_run(tmp_path: Path) -> None:
     assert "setup.py build_ext --inplace" in done.stdout and "--device cuda" in done.stdout
     if importlib.util.find_spec("triton") is not None:
         plans = (tmp_path / "plans.txt").read_text()
-        assert "batch_norm_fwd" in plans and "batch_norm_bwd" in plans and "general_relu_bwd" in plans
+        for column in ("batch_norm", "general_relu", "row_norm"):
+            assert f"{column}_fwd" in plans and f"{column}_bwd" in plans
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")

@@ -161,7 +161,7 @@ def test_negative_eps_passes_as_in_torch(cpu_backend: str) -> None:
 
 
 def test_who_goes_to_fp32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's CUDA autocast computes layer, group and RMS norm in fp32, and leaves fp64 alone; its CPU autocast none."""
+    """torch's CUDA autocast computes layer, group and RMS norm of 16-bit inputs in fp32; its CPU autocast nothing."""
     assert not any(row.autocast_takes_fp32(device, torch.bfloat16) for device in ("cpu", "cuda"))
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
     assert [row.autocast_takes_fp32("cuda", dtype) for dtype in DTYPES] == [False, False, True, True]
