@@ -34,7 +34,9 @@ BACKWARD_ACROSS = RowPass(held=8192, registers=128, programs_per_sm=2, short=409
 HELD_REGISTERS = 128
 SHORT_CHANNELS_LAST = 4096  # so that a tile of a few hundred positions still takes pieces of 64 bytes
 
-WAVES = 4
+WAVES = 4  # of programs at most where long sets are split, to use up the last of them
+MOST_SHARES = 65535  # the limit of a grid's second dim
+LONGEST_SHARE = 256  # tiles: what a lane adds up one by one, in fp32
 INVARIANT_TILES = 8  # of 4096 values for each split of a long set: 1M values give 32 programs
 FINISH_SETS = 64  # of a finishing program at most
 ALIGNED = 16  # bytes: the widest load, and what torch's allocations divide by
@@ -271,10 +273,12 @@ def _shares(tiles: int, columns: int, slots: int, overhead: int) -> int:
     """Into how many shares to deal the tiles of each column, so that programs in `slots` at a time end soonest.
 
     A program costs its tiles and an overhead, in tiles too. Of equals the fewest, which leave the fewest
-    partial results; more than four waves would gain little.
+    partial results; more than four waves would gain little. No share is longer than LONGEST_SHARE if the grid
+    can have that many.
     """
-    most = min(tiles, max(1, (slots if columns == 1 else WAVES * slots) // columns))
-    costs = {s: -(-columns * s // slots) * (-(-tiles // s) + overhead) for s in range(1, most + 1)}
+    least = min(-(-tiles // LONGEST_SHARE), MOST_SHARES)
+    most = max(least, min(tiles, (slots if columns == 1 else WAVES * slots) // columns))
+    costs = {s: -(-columns * s // slots) * (-(-tiles // s) + overhead) for s in range(least, most + 1)}
     return min(costs, key=lambda s: (costs[s], s))
 
 

@@ -78,10 +78,10 @@ def layout_cases() -> list[RowCase]:
     cases += [base.but(layout=layout) for base in KINDS for layout in (*PLAIN_LAYOUTS, "every_second", "expanded")]
     for index, base in enumerate((*FORMS, *LARGE_FORMS)):
         fitting = [layout for layout in LAYOUTS if fits(base.shape, layout)]
-        for layout in PLAIN_LAYOUTS:
-            if layout in fitting:
-                cases += [base.but(layout=layout), base.but(layout=layout, **FUSED)]
-        cases.append(base.but(layout=fitting[index % len(fitting)]))
+        cases += [base, base.but(layout=fitting[index % len(fitting)], **FUSED)]
+        if "channels_last" in fitting:
+            last = base.but(layout="channels_last")
+            cases += [last, last.but(**FUSED)]
     return list(dict.fromkeys(cases))
 
 
@@ -108,8 +108,9 @@ def option_cases() -> list[RowCase]:
     for base in KINDS:
         for weight in ("fp32", None):
             for bias in (None,) if base.rms else ("fp32", None):
-                cases += [base.but(weight=weight, bias=bias, **fused) for fused in ({}, {"residual": "same"}, FUSED)]
+                cases += [base.but(weight=weight, bias=bias, **fused) for fused in ({}, FUSED)]
                 cases.append(base.but(weight=weight, bias=bias, layout="channels_last", act="leaky_sub"))
+        cases.append(base.but(residual="same"))
         for index, act in enumerate(ACTS):
             if base in (LAYER, GROUP, INSTANCE) or index % 4 == 0:
                 layout, residual = PLAIN_LAYOUTS[index % 2], ("same", None)[index // 2 % 2]

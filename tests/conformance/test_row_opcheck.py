@@ -53,15 +53,23 @@ def backward_arguments(x: Tensor, variant: str, backend: Backend) -> tuple[Any, 
     return (torch.ones_like(x), x, weight, bias, residual, mean, rstd, dims, groups, rms, unbiased, need_dx, *act)
 
 
-@pytest.mark.parametrize("layout, backend", LAYOUTS_OF_BACKENDS, ids=str)
-@variants
+# Each variant in every second layout, each layout with every second variant.
+CHECKED = [
+    (layout, variant, backend)
+    for i, (layout, backend) in enumerate(LAYOUTS_OF_BACKENDS)
+    for j, variant in enumerate(VARIANTS)
+    if (i + j) % 2 == 0
+]
+
+
+@pytest.mark.parametrize("layout, variant, backend", CHECKED, ids=str)
 def test_row_norm(layout: str, variant: str, backend: Backend) -> None:
     x, ops = LAYOUTS[layout](), OPS[backend.namespace]
     opcheck(ops.row_norm_fwd, forward_arguments(x, variant))
     opcheck(ops.row_norm_bwd, backward_arguments(x, variant, backend))
 
 
-@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "bf16", "fp64", "empty"))
+@pytest.mark.parametrize("layout", ("channels_last", "bf16", "empty"))
 @variants
 @each_backend()
 def test_shapes_and_dtypes_of_results(layout: str, variant: str, backend: Backend) -> None:

@@ -88,7 +88,7 @@ AS_TORCH: dict[str, tuple[Call, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("name", AS_TORCH)
-def test_same_exception_as_torch(cpu_backend: str, name: str) -> None:
+def test_same_exception_as_torch(name: str) -> None:
     call, kind, message = AS_TORCH[name]
     for module in (F, functional):
         with pytest.raises(kind, match=message) as caught:
@@ -119,14 +119,14 @@ def test_correct_calls_are_correct(cpu_backend: str, name: str) -> None:
 
 
 @every_function
-def test_eps_that_is_no_number(cpu_backend: str, name: str) -> None:
+def test_eps_that_is_no_number(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} eps must be a number, but got nan"):
         FUNCTIONS[name](x(), eps=NAN)
 
 
 @every_function
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
-def test_dtype_of_the_input(cpu_backend: str, name: str, dtype: torch.dtype) -> None:
+def test_dtype_of_the_input(name: str, dtype: torch.dtype) -> None:
     with pytest.raises(NotImplementedError, match=f"{name} takes.*input has dtype {dtype}"):
         FUNCTIONS[name](ones(4, 6, 5).to(dtype))
     with pytest.raises(NotImplementedError, match=f"residual.* dtype {dtype}"):
@@ -135,13 +135,13 @@ def test_dtype_of_the_input(cpu_backend: str, name: str, dtype: torch.dtype) -> 
 
 @every_function
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
-def test_dtype_of_the_weight(cpu_backend: str, name: str, dtype: torch.dtype) -> None:
+def test_dtype_of_the_weight(name: str, dtype: torch.dtype) -> None:
     with pytest.raises(RuntimeError, match=f"weight must be fp64, fp32, bf16 or fp16, got {dtype}"):
         FUNCTIONS[name](x(), weight=ones(size_of(name), dtype=dtype))
 
 
 @every_function
-def test_device_mix(cpu_backend: str, name: str) -> None:
+def test_device_mix(name: str) -> None:
     with pytest.raises(RuntimeError, match="weight is on meta, but input is on cpu"):
         FUNCTIONS[name](x(), weight=ones(size_of(name), device="meta"))
     with pytest.raises(RuntimeError, match="residual is on meta, but input is on cpu"):
@@ -152,7 +152,7 @@ def test_device_mix(cpu_backend: str, name: str) -> None:
 
 @every_function
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (1, 6, 5), (4, 6, 6), (6, 4, 5), (120,), ()])
-def test_shape_of_the_residual(cpu_backend: str, name: str, shape: tuple[int, ...]) -> None:
+def test_shape_of_the_residual(name: str, shape: tuple[int, ...]) -> None:
     """It is never broadcast."""
     with pytest.raises(ValueError, match=r"residual must have input's shape \(4, 6, 5\), got \(") as caught:
         FUNCTIONS[name](x(), residual=torch.randn(shape))
@@ -160,7 +160,7 @@ def test_shape_of_the_residual(cpu_backend: str, name: str, shape: tuple[int, ..
 
 
 @every_function
-def test_sparse(cpu_backend: str, name: str) -> None:
+def test_sparse(name: str) -> None:
     with pytest.raises(NotImplementedError, match=f"{name} takes dense strided tensors.*sparse_coo"):
         FUNCTIONS[name](x().to_sparse())
     with pytest.raises(RuntimeError, match=r"weight.*sparse"):
@@ -169,7 +169,7 @@ def test_sparse(cpu_backend: str, name: str) -> None:
 
 @every_function
 @pytest.mark.parametrize("argument", ["input", "weight", "residual"])
-def test_what_is_no_tensor(cpu_backend: str, name: str, argument: str) -> None:
+def test_what_is_no_tensor(name: str, argument: str) -> None:
     given = [1.0, 2.0]
     with pytest.raises(TypeError, match=argument):
         FUNCTIONS[name](given) if argument == "input" else FUNCTIONS[name](x(), **{argument: given})

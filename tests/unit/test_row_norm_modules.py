@@ -88,8 +88,6 @@ def test_repr_names_what_is_fused() -> None:
 ACTS: dict[str, tuple[Any, Callable[[Tensor], Tensor]]] = {
     "none": (None, lambda z: z),
     "relu": (nn.ReLU(inplace=True), F.relu),
-    "leaky": (nn.LeakyReLU(0.2), lambda z: F.leaky_relu(z, 0.2)),
-    "relu6": (nn.ReLU6(), F.relu6),
     "general": (fastnorm.GeneralRelu(0.1, 0.4, 1.0), lambda z: (F.leaky_relu(z, 0.1) - 0.4).clamp_max(1.0)),
 }
 

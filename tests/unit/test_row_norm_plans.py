@@ -130,14 +130,16 @@ def test_every_sm_has_work_until_the_end() -> None:
             assert 1 <= shares <= tiles, plan
             busiest, part = fills * -(-tiles // shares), columns * tiles / slots
             assert part < 8 or busiest <= 4 / 3 * part + fills, (plan, columns, shares)
-            assert fills <= max(plans.WAVES, -(-columns // slots)), plan
+            assert fills <= max(plans.WAVES, -(-columns // slots)) or -(-tiles // shares) > 250, plan
+            assert -(-tiles // shares) <= plans.LONGEST_SHARE, plan
 
 
 def test_one_column_is_one_wave() -> None:
-    """Layer norm's backward: another wave would leave partial gradients for nothing."""
+    """Layer norm's backward: another wave would leave partial gradients for nothing but the length of sums."""
     for plan, n_sms, which in all_plans(LARGE, (132, 16)):
         if plan.held and plan.view.along and which is not plans.FORWARD:
-            assert plan.sweeps <= max(n_sms, 2 * n_sms * launch.WARPS // plan.num_warps), plan
+            wave = max(n_sms, 2 * n_sms * launch.WARPS // plan.num_warps)
+            assert plan.sweeps <= max(wave, -(-plan.line_tiles // plans.LONGEST_SHARE)), plan
 
 
 def test_tiles_of_long_sets_are_enough_for_every_sm() -> None:
