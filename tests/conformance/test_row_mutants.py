@@ -171,13 +171,23 @@ def forgets_the_last_row_of_dbias(patch: Patch) -> None:
     install(patch, row_norm_bwd=wrong)
 
 
-def half_dbias(patch: Patch) -> None:
+def accumulated_dbias(patch: Patch, dtype: type) -> None:
+    """One chain over the rows, in its dtype."""
+
     def wrong(dy: Tensor, *a: Any) -> Any:
         dx, dweight, dbias, *rest = bwd(dy, *a)
-        total = np.add.accumulate(dy.half().numpy(), 0, dtype=np.float16)[-1]
+        total = np.add.accumulate(dy.float().numpy().astype(dtype), 0, dtype=dtype)[-1]
         return dx, dweight, torch.from_numpy(total).to(dbias.dtype), *rest
 
     install(patch, row_norm_bwd=wrong)
+
+
+def half_dbias(patch: Patch) -> None:
+    accumulated_dbias(patch, np.float16)
+
+
+def one_accumulator_of_dbias(patch: Patch) -> None:
+    accumulated_dbias(patch, np.float32)
 
 
 def mask_without_the_bias(patch: Patch) -> None:
@@ -281,6 +291,7 @@ MUTANTS: list[tuple[Callable[[Patch], None], Callable[[], object]]] = [
     (forgets_the_last_row_of_dbias, conforms(GROUP)),
     (half_dbias, lambda: regressions.test_dbias_of_many_rows(torch.float16, EAGER)),
     (half_dbias, conforms(RowCase((131, 67), "layer", dtype="fp16"))),
+    (one_accumulator_of_dbias, conforms(RowCase((65_537, 3), "layer"))),
     (mask_without_the_bias, conforms(LAYER.but(act="relu"))),
     (residual_gradient_behind_the_activation, conforms(GROUP.but(act="full", residual="same"))),
     (sees_its_neighbours, lambda: test_batch_invariance.test_a_row_does_not_see_its_neighbours(FUSED_LAYER, EAGER)),
