@@ -9,7 +9,7 @@ namespace fastnorm {
 namespace FASTNORM_ISA {
 namespace {
 
-constexpr int64_t kRowBytes = 24 << 10;  // of x and dy of the rows taken together: they stay in L2
+constexpr int64_t kRowBytes = 256 << 10;  // of x and dy of the rows taken together: they stay in L2
 
 template <class T>
 class Backward {
