@@ -10,6 +10,10 @@
 namespace fastnorm {
 namespace {
 
+// What a call touches is read once from memory and need not stay in the cache: past half of what it holds, stores that
+// go around it are faster, also with whoever reads the output next (16 MB: 25 % less time for both together).
+bool streams(int64_t bytes) { return beyond_cache(2 * bytes); }
+
 const RowNormKernels& kernels() { return cpu_kernels().row_norm; }
 
 // Whether threads share sets or samples: there are too few to go round.
@@ -75,7 +79,8 @@ void columns_forward(const RowNormFwd& args) {
              [&](int64_t b, int64_t e) { kernels().columns_sum(args, shift.get(), partial.get(), b, e); });
     bool finished = true;
     for (int64_t n = 0; n < s.N; ++n) {
-      finished &= kernels().columns_finish(args, n, partial.get() + n * blocks * s.width(), shift.get() + n * s.G, again);
+      const ChannelSums* sums = partial.get() + n * blocks * s.width();
+      finished &= kernels().columns_finish(args, n, sums, shift.get() + n * s.G, again);
     }
     if (finished) break;
   }
@@ -95,7 +100,7 @@ void forward(const RowNormFwd& args) {
 
 // Bands of rows whose x and dy stay in the last cache between their two sweeps.
 void long_backward(const RowNormBwd& args) {
-  constexpr int64_t kBandBytes = 8 << 20;
+  constexpr int64_t kBandBytes = 4 << 20;
   const RowNormShape& s = args.shape;
   const int64_t chunks = chunks_of_set(s), tiles = (s.K + kLongTile - 1) / kLongTile, block = samples_of_block(s);
   const int64_t fitting = kBandBytes / (2 * s.sample() * size_of(args.dtype));
@@ -201,7 +206,8 @@ std::tuple<Tensor, Tensor, Tensor> row_norm_fwd(Tensor x, OptionalTensor weight,
   const Dtype dtype = dtype_of(x, "x");
   const RowNormGeometry g = row_norm_geometry(x, dims, groups);
   Tensor in = dense(x, g.order), added = residual.has_value() ? dense_like(*residual, x, "residual", g.order) : in;
-  const ParameterNumbers weights(weight, "weight", g, dtype, bias.has_value()), biases(bias, "bias", g, dtype, false);
+  const OptionalNumber one = bias.has_value() ? OptionalNumber(1) : std::nullopt;
+  const ParameterNumbers weights(weight, "weight", g, dtype, one), biases(bias, "bias", g, dtype, std::nullopt);
   Tensor y = empty_like(x, g.order);
   Tensor mean = empty({rms ? 0 : g.sets}, stat_dtype(dtype)), rstd = empty({g.sets}, stat_dtype(dtype));
   if (x.numel() == 0) return {formatted(y, g), zeroed(mean), zeroed(rstd)};
@@ -211,7 +217,7 @@ std::tuple<Tensor, Tensor, Tensor> row_norm_fwd(Tensor x, OptionalTensor weight,
   args.weight = weights.data(), args.bias = biases.data();
   args.shape = g.shape, args.dtype = dtype, args.act = activation(act, leak, sub, maxv, max_leak);
   args.eps = eps, args.rms = rms, args.unbiased = unbiased;
-  args.stream = beyond_cache(g.shape.elements() * size_of(dtype) * (residual.has_value() ? 3 : 2));
+  args.stream = streams(g.shape.elements() * size_of(dtype) * (residual.has_value() ? 3 : 2));
   forward(args);
   return {formatted(y, g), mean, rstd};
 }
@@ -227,7 +233,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_norm_bwd(
   check_statistic(rstd, g, dtype);
   Tensor in = dense(x, g.order), grad = dense_like(dy, x, "dy", g.order);
   Tensor added = through ? dense_like(*residual, x, "residual", g.order) : in;
-  const ParameterNumbers weights(weight, "weight", g, dtype, bias.has_value()), biases(bias, "bias", g, dtype, false);
+  const bool both = act || bias.has_value();  // what computes dz takes both or, without an activation, needs no bias
+  const ParameterNumbers weights(weight, "weight", g, dtype, both ? OptionalNumber(1) : std::nullopt);
+  const ParameterNumbers biases(bias, "bias", g, dtype, act ? OptionalNumber(0) : std::nullopt);
   const auto nothing = [](ScalarType type) { return empty({0}, type); };
   Tensor dx = need_dx ? empty_like(x, g.order) : nothing(x.scalar_type());
   Tensor dresidual = through ? empty_like(x, g.order) : nothing(x.scalar_type());
@@ -236,7 +244,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_norm_bwd(
   };
   Tensor dweight = gradient(weight), dbias = gradient(bias);
   const auto result = [&] {
-    return std::make_tuple(need_dx ? formatted(dx, g) : dx, dweight, dbias, through ? formatted(dresidual, g) : dresidual);
+    return std::make_tuple(need_dx ? formatted(dx, g) : dx, dweight, dbias,
+                           through ? formatted(dresidual, g) : dresidual);
   };
   if (x.numel() == 0) {
     zeroed(dweight), zeroed(dbias);
@@ -249,7 +258,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_norm_bwd(
   args.dx = need_dx ? dx.data_ptr() : nullptr, args.dresidual = through ? dresidual.data_ptr() : nullptr;
   args.shape = g.shape, args.dtype = dtype, args.act = activation(act, leak, sub, maxv, max_leak);
   args.rms = rms, args.unbiased = unbiased;
-  args.stream = beyond_cache(g.shape.elements() * size_of(dtype) * (through ? 5 : 3));
+  args.stream = streams(g.shape.elements() * size_of(dtype) * (through ? 5 : 3));
   const int64_t width = g.shape.width(), units = parameter_units(g.shape, dtype);
   const int64_t number = dtype == Dtype::f64 ? 8 : 4;
   const auto partial = array<double>(parameters ? (units * 2 * width * number + 7) / 8 : 0);

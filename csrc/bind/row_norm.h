@@ -20,11 +20,13 @@ struct RowNormGeometry {
 // Checks dims and groups against x.
 RowNormGeometry row_norm_geometry(const Tensor& x, int64_t dims, int64_t groups);
 
-// A weight or bias in the order of memory and in the arithmetic's type: the tensor's own numbers where they already are.
+// A weight or bias in the order of memory and in the arithmetic's type: the tensor's own numbers where they are so
+// already.
 class ParameterNumbers {
  public:
-  // Ones where the parameter is absent but wanted.
-  ParameterNumbers(const OptionalTensor& v, const char* name, const RowNormGeometry& g, Dtype dtype, bool wanted);
+  // An absent parameter is null, or `filled` with one number if there is one.
+  ParameterNumbers(const OptionalTensor& v, const char* name, const RowNormGeometry& g, Dtype dtype,
+                   OptionalNumber filled);
   const void* data() const { return data_; }
 
  private:

@@ -1,5 +1,7 @@
 #include "bind/row_norm.h"
 
+#include <algorithm>
+
 #include "op/cpu_kernels.h"
 
 namespace fastnorm {
@@ -98,17 +100,15 @@ RowNormGeometry row_norm_geometry(const Tensor& x, int64_t dims, int64_t groups)
 }
 
 ParameterNumbers::ParameterNumbers(const OptionalTensor& v, const char* name, const RowNormGeometry& g, Dtype dtype,
-                                   bool wanted) {
+                                   OptionalNumber filled) {
   const Dtype arithmetic = dtype == Dtype::f64 ? Dtype::f64 : Dtype::f32;
   const int64_t count = g.parameter.numbers();
   if (!v.has_value()) {
-    if (!wanted) return;
+    if (!filled.has_value()) return;
     own_.reset(new double[static_cast<size_t>(count)]);
     data_ = own_.get();
-    for (int64_t i = 0; i < count; ++i) {
-      if (arithmetic == Dtype::f64) own_[static_cast<size_t>(i)] = 1;
-      else reinterpret_cast<float*>(own_.get())[i] = 1;
-    }
+    if (arithmetic == Dtype::f64) std::fill_n(own_.get(), count, *filled);
+    else std::fill_n(reinterpret_cast<float*>(own_.get()), count, static_cast<float>(*filled));
     return;
   }
   STD_TORCH_CHECK(v->is_cpu(), name, " must be a CPU tensor");

@@ -10,7 +10,7 @@ namespace fastnorm {
 namespace {
 
 constexpr int64_t kHugePage = 2 << 20;
-constexpr int64_t kFreshBytes = 32 << 20;  // from here on malloc maps fresh pages at every call
+constexpr int64_t kFreshBytes = 4 << 20;  // from here on malloc hands out pages that are not mapped yet, now and then
 
 std::vector<int64_t> strides_of(const Tensor& x, MemoryFormat format) {
   const auto sizes = x.sizes();

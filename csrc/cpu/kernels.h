@@ -42,7 +42,8 @@ void positions_fwd(const RowNormFwd& args, int64_t tile0, int64_t tile1);
 
 void runs_bwd(const RowNormBwd& args, int64_t block0, int64_t block1);
 void long_grad_sum(const RowNormBwd& args, ChannelSums* partial, int64_t n0, int64_t unit0, int64_t unit1);
-void long_grad_write(const RowNormBwd& args, const RowGrad* grads, int64_t n0, int64_t n1, int64_t unit0, int64_t unit1);
+void long_grad_write(const RowNormBwd& args, const RowGrad* grads, int64_t n0, int64_t n1, int64_t unit0,
+                     int64_t unit1);
 void group_planes_bwd(const RowNormBwd& args, int64_t set0, int64_t set1);
 void group_planes_grad_sum(const RowNormBwd& args, ChannelSums* partial, int64_t unit0, int64_t unit1);
 RowGrad group_planes_grad_finish(const RowNormBwd& args, int64_t set, const ChannelSums* partial);

@@ -9,17 +9,18 @@
 namespace fastnorm {
 namespace FASTNORM_ISA {
 
-// The activation is applied tile by tile to z that lies ready in L1, in the arithmetic's type: it is compiled once for
-// all memory orders, and what it costs to write and read a tile there is little beside it.
-constexpr int64_t kTile = kLongTile;  // elements, of one tile's z at least
+// Activations are applied tile by tile, so that nothing else need be compiled for each of them. Forward: z lies ready
+// in L1, in the arithmetic's type. Backward: dz is computed from x into such a tile.
+constexpr int64_t kTile = kLongTile;  // elements of a tile, unless a single row is wider
 
 // y = act(z + residual); residual may be null.
 template <class T>
 void activate_tile(const ActivationSpec& act, const acc_t<T>* z, const T* residual, T* y, int64_t n, bool stream_out);
 
-// z becomes dz = act'(z + residual) * dy; dresidual, which is dz, is written unless null.
-template <class T>
-void activate_grad_tile(const ActivationSpec& act, acc_t<T>* z, const T* residual, const T* dy, T* dresidual, int64_t n);
+// dz = act'(z + residual) * dy of rows of n elements, [rows, n]. Rows knows where row j lies (at(j)) and what its z is
+// (row(j)(i, count)): ElementRows, PlaneRows, ColumnRows, PositionRows. The first sweep writes dresidual, which is dz.
+template <class T, class Rows>
+void dz_of_rows(const RowNormBwd& args, const Rows& rows, int64_t count, int64_t n, bool first_sweep, acc_t<T>* dz);
 
 // Whether z goes through tiles: what follows the norm is more than storing.
 FASTNORM_INLINE bool tiled(const RowNormFwd& args) { return args.act.active || args.residual != nullptr; }
@@ -85,16 +86,14 @@ FASTNORM_INLINE int64_t sets_together(int64_t bytes_of_set) {
 template <class T>
 void set_statistics(const RowNormFwd& args, int64_t set, int64_t count);
 
-// Calls write(set, count) for groups of sets behind their statistics, one group ahead: what is written hides the
-// latencies of the next group's statistics.
+// Calls write(set, count) for groups of sets behind their statistics.
 template <class T, class F>
 FASTNORM_INLINE void each_set_group(const RowNormFwd& args, int64_t set0, int64_t set1, F write) {
   const int64_t together = sets_together(args.shape.set_size() * static_cast<int64_t>(sizeof(T)));
-  const auto count = [=](int64_t set) { return set1 - set < together ? set1 - set : together; };
-  set_statistics<T>(args, set0, count(set0));
   for (int64_t set = set0; set < set1; set += together) {
-    if (set + together < set1) set_statistics<T>(args, set + together, count(set + together));
-    write(set, count(set));
+    const int64_t count = set1 - set < together ? set1 - set : together;
+    set_statistics<T>(args, set, count);
+    write(set, count);
   }
 }
 

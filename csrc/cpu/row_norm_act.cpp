@@ -1,5 +1,8 @@
 // The activation of row_norm, on tiles: nothing else of it depends on which activation it is.
-#include "cpu/row_norm.h"
+#include "cpu/row_norm_columns.h"
+#include "cpu/row_norm_elements.h"
+#include "cpu/row_norm_planes.h"
+#include "cpu/row_norm_positions.h"
 
 namespace fastnorm {
 namespace FASTNORM_ISA {
@@ -17,38 +20,43 @@ void activate_tile(const ActivationSpec& spec, const acc_t<T>* z, const T* resid
   with_activation_of<T>(spec, [=](const auto act) {
     if (residual == nullptr) {
       write_run(y, n, stream_out, [=](int64_t i, int m) { return act.forward(load(z + i, m)); });
-    } else {
-      write_run(y, n, stream_out, [=](int64_t i, int m) { return act.forward(load(z + i, m) + load(residual + i, m)); });
+      return;
+    }
+    write_run(y, n, stream_out,
+              [=](int64_t i, int m) { return act.forward(load(z + i, m) + load(residual + i, m)); });
+  });
+}
+
+template <class T, class Rows>
+void dz_of_rows(const RowNormBwd& args, const Rows& rows, int64_t count, int64_t n, bool first_sweep, acc_t<T>* dz) {
+  constexpr int L = kLanes<T>;
+  with_activation_of<T>(args.act, [&](const auto act) {
+    for (int64_t j = 0; j < count; ++j, dz += n) {
+      const auto z = rows.row(j);
+      const T *dy = offset<T>(args.dy, rows.at(j)), *residual = offset<T>(args.residual, rows.at(j));
+      T* dresidual = first_sweep ? offset<T>(args.dresidual, rows.at(j)) : nullptr;
+      const auto step = [&](int64_t i, int m) {
+        const auto full = residual == nullptr ? z(i, m) : z(i, m) + load(residual + i, m);
+        const auto g = act.backward(full, load(dy + i, m));
+        store(dz + i, g, m);
+        if (dresidual != nullptr) store(dresidual + i, g, m);
+      };
+      int64_t i = 0;
+      for (; i + L <= n; i += L) step(i, L);
+      if (i < n) step(i, static_cast<int>(n - i));
     }
   });
 }
 
-template <class T>
-void activate_grad_tile(const ActivationSpec& spec, acc_t<T>* z, const T* residual, const T* dy, T* dresidual,
-                        int64_t n) {
-  constexpr int L = kLanes<T>;
-  with_activation_of<T>(spec, [=](const auto act) {
-    const auto step = [=](int64_t i, int m) {
-      auto zi = load(z + i, m);
-      if (residual != nullptr) zi = zi + load(residual + i, m);
-      const auto dz = act.backward(zi, load(dy + i, m));
-      store(z + i, dz, m);
-      if (dresidual != nullptr) store(dresidual + i, dz, m);
-    };
-    int64_t i = 0;
-    for (; i + L <= n; i += L) step(i, L);
-    if (i < n) step(i, static_cast<int>(n - i));
-  });
-}
-
-#define FASTNORM_TILES(T)                                                                                     \
-  template void activate_tile(const ActivationSpec&, const acc_t<T>*, const T*, T*, int64_t, bool);           \
-  template void activate_grad_tile(const ActivationSpec&, acc_t<T>*, const T*, const T*, T*, int64_t);
-FASTNORM_TILES(double)
-FASTNORM_TILES(float)
-FASTNORM_TILES(bfloat16)
-FASTNORM_TILES(float16)
-#undef FASTNORM_TILES
+#define FASTNORM_ROWS(T, Rows) \
+  template void dz_of_rows<T>(const RowNormBwd&, const Rows<T>&, int64_t, int64_t, bool, acc_t<T>*);
+#define FASTNORM_ACTIVATIONS(T)                                                                      \
+  template void activate_tile(const ActivationSpec&, const acc_t<T>*, const T*, T*, int64_t, bool);  \
+  FASTNORM_ROWS(T, ElementRows) FASTNORM_ROWS(T, PlaneRows) FASTNORM_ROWS(T, ColumnRows) FASTNORM_ROWS(T, PositionRows)
+FASTNORM_ACTIVATIONS(double)
+FASTNORM_ACTIVATIONS(float)
+FASTNORM_ACTIVATIONS(bfloat16)
+FASTNORM_ACTIVATIONS(float16)
 
 }  // namespace FASTNORM_ISA
 }  // namespace fastnorm

@@ -19,7 +19,7 @@ class SampleColumns {
   using A = acc_t<T>;
 
  public:
-  explicit SampleColumns(const RowNormShape& shape, bool tiled)
+  SampleColumns(const RowNormShape& shape, bool tiled)
       : shape_(shape), plan_(RowPlan::of<T>(shape.width(), kWriteWidth)), columns_(plan_, kColumns) {
     tile_rows_ = plan_.width < kTile ? kTile / plan_.width * plan_.joined : plan_.joined;
     if (tiled) tile_.reset(new A[static_cast<size_t>(tile_rows_ * shape.width())]);
@@ -72,6 +72,26 @@ class SampleColumns {
   Columns<A> columns_;
   int64_t tile_rows_;
   std::unique_ptr<A[]> tile_;
+};
+
+// Wide rows from element `first` on. z is the forward's.
+template <class T>
+struct ColumnRows {
+  using A = acc_t<T>;
+  const RowNormBwd& args;
+  const A *mean, *scale, *bias;
+  int64_t first, width;
+
+  struct Z {
+    const T* x;
+    const A *mean, *scale, *bias;
+
+    FASTNORM_INLINE vec_t<T> operator()(int64_t i, int m) const {
+      return normalized(load(x + i, m), load(mean + i), load(scale + i), load(bias + i));
+    }
+  };
+  FASTNORM_INLINE int64_t at(int64_t j) const { return first + j * width; }
+  FASTNORM_INLINE Z row(int64_t j) const { return {offset<T>(args.x, at(j)), mean, scale, bias}; }
 };
 
 FASTNORM_INLINE int64_t block_end(const RowNormShape& shape, int64_t block) {

@@ -1,4 +1,5 @@
-// row_norm backward where a set is K neighbouring columns over the rows of a sample (channels_last group, instance norm).
+// row_norm backward where a set is K neighbouring columns over the rows of a sample (channels_last group and instance
+// norm).
 #include "cpu/kernels.h"
 #include "cpu/row_norm_columns.h"
 
@@ -30,14 +31,20 @@ void add_columns(const T* x, const D* dz, int64_t rows, int64_t width, const acc
   });
 }
 
+constexpr int64_t kKept = 65536;  // elements
+
 template <class T>
 class Backward {
   using A = acc_t<T>;
 
  public:
-  explicit Backward(const RowNormBwd& args)
+  // With `whole` samples, summed and then written by this very object, dz is kept in between where that is little.
+  Backward(const RowNormBwd& args, bool whole)
       : args_(args), C_(args.shape.width()), narrow_(RowPlan::of<T>(C_, 0)), sums_(narrow_, 3),
-        columns_(args.shape, args.act.active) {}
+        columns_(args.shape, args.act.active) {
+    const bool keep = whole && args.act.active && args.shape.sample() <= kKept;
+    if (keep) kept_.reset(new A[static_cast<size_t>(args.shape.sample())]);
+  }
 
   // The numbers of sample n, for what is summed and, with grads, for what is written.
   void sample(int64_t n, const RowGrad* grads) const {
@@ -56,7 +63,9 @@ class Backward {
     for (int64_t c = 0; c < C_; ++c) partial[c] = {sums_.total(1, c), sums_.total(2, c)};
   }
   void write(int64_t n, int64_t row0, int64_t row1) const {
-    if (stored_dz<T>(args_) != nullptr) {
+    if (kept_ != nullptr) {
+      write_dx(n, row0, row1, const_cast<const A*>(kept_.get()) + row0 * C_);
+    } else if (stored_dz<T>(args_) != nullptr) {
       write_dx(n, row0, row1, element<T>(stored_dz<T>(args_), n, row0));
     } else {
       each_tile(n, row0, row1, false, [&](int64_t begin, int64_t end, const A* dz) { write_dx(n, begin, end, dz); });
@@ -71,13 +80,14 @@ class Backward {
   // Calls f(first row, last row, dz) for tiles of rows; the first sweep writes dresidual.
   template <class F>
   void each_tile(int64_t n, int64_t row0, int64_t row1, bool first_sweep, F f) const {
-    A* tile = columns_.tile();
     for (int64_t row = row0; row < row1; row += columns_.tile_rows()) {
       const int64_t end = row1 - row < columns_.tile_rows() ? row1 : row + columns_.tile_rows();
       const int64_t at = n * args_.shape.sample() + row * C_;
-      columns_.normalize(offset<T>(args_.x, at), tile, end - row, false);
-      activate_grad_tile<T>(args_.act, tile, offset<T>(args_.residual, at), offset<T>(args_.dy, at),
-                            first_sweep ? offset<T>(args_.dresidual, at) : nullptr, (end - row) * C_);
+      A* tile = kept_ == nullptr ? columns_.tile() : kept_.get() + row * C_;
+      columns_.plan().each(0, end - row, [&](int64_t first, int64_t wide, int64_t width) {
+        const ColumnRows<T> rows{args_, columns_[kMean], columns_[kScale], columns_[kBias], at + first, width};
+        dz_of_rows<T>(args_, rows, wide, width, first_sweep, tile + first);
+      });
       f(row, end, const_cast<const A*>(tile));
     }
   }
@@ -97,7 +107,8 @@ class Backward {
       const T* p = x + first;
       const D* d = dz + first;
       write_rows(dx + first, rows, width, args_.stream, [=](int64_t i, int64_t c, int m) {
-        return load(d + i, m) * load(scale + c) + ((load(p + i, m) - load(mean + c)) * load(slope + c) + load(shift + c));
+        const auto centred = load(p + i, m) - load(mean + c);
+        return load(d + i, m) * load(scale + c) + (centred * load(slope + c) + load(shift + c));
       });
     });
   }
@@ -107,6 +118,7 @@ class Backward {
   RowPlan narrow_;
   Columns<A> sums_;
   SampleColumns<T> columns_;
+  std::unique_ptr<A[]> kept_;  // [S, C] of dz
 };
 
 // Adds up a sample's partial sums, stores its part of dweight and dbias, and returns the numbers of its dx.
@@ -140,7 +152,7 @@ void finish(const RowNormBwd& args, int64_t n, ChannelSums* partial, RowGrad* gr
 void group_columns_grad_sum(const RowNormBwd& args, ChannelSums* partial, int64_t unit0, int64_t unit1) {
   const int64_t blocks = blocks_of_sample(args.shape);
   with_dtype(args.dtype, [&](auto* type) {
-    const Backward<std::remove_pointer_t<decltype(type)>> backward(args);
+    const Backward<std::remove_pointer_t<decltype(type)>> backward(args, false);
     for (int64_t u = unit0; u < unit1; ++u) {
       if (u == unit0 || u % blocks == 0) backward.sample(u / blocks, nullptr);
       backward.sum(u / blocks, u % blocks, partial + u * args.shape.width());
@@ -156,7 +168,7 @@ void group_columns_grad_finish(const RowNormBwd& args, int64_t n, ChannelSums* p
 void group_columns_grad_write(const RowNormBwd& args, const RowGrad* grads, int64_t unit0, int64_t unit1) {
   const int64_t blocks = blocks_of_sample(args.shape);
   with_dtype(args.dtype, [&](auto* type) {
-    const Backward<std::remove_pointer_t<decltype(type)>> backward(args);
+    const Backward<std::remove_pointer_t<decltype(type)>> backward(args, false);
     for (int64_t u = unit0; u < unit1; ++u) {
       const int64_t n = u / blocks, block = u % blocks;
       if (u == unit0 || block == 0) backward.sample(n, grads + n * args.shape.G);
@@ -172,7 +184,7 @@ void group_columns_bwd(const RowNormBwd& args, int64_t n0, int64_t n1) {
   const std::unique_ptr<RowGrad[]> grads(new RowGrad[static_cast<size_t>(args.shape.G)]);
   with_dtype(args.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Backward<T> backward(args);
+    const Backward<T> backward(args, true);
     for (int64_t n = n0; n < n1; ++n) {
       backward.sample(n, nullptr);
       for (int64_t b = 0; b < blocks; ++b) backward.sum(n, b, partial.get() + b * C);

@@ -1,4 +1,5 @@
-// row_norm forward where a set is K neighbouring columns over the rows of a sample (channels_last group, instance norm).
+// row_norm forward where a set is K neighbouring columns over the rows of a sample (channels_last group and instance
+// norm).
 #include "cpu/kernels.h"
 #include "cpu/row_norm_columns.h"
 
@@ -120,7 +121,8 @@ void group_columns_shift(const RowNormFwd& args, double* shift, int64_t n0, int6
   });
 }
 
-void group_columns_sum(const RowNormFwd& args, const double* shift, ChannelSums* partial, int64_t unit0, int64_t unit1) {
+void group_columns_sum(const RowNormFwd& args, const double* shift, ChannelSums* partial, int64_t unit0,
+                       int64_t unit1) {
   const int64_t blocks = blocks_of_sample(args.shape);
   with_dtype(args.dtype, [&](auto* type) {
     const BlockSums<std::remove_pointer_t<decltype(type)>> sums(args);

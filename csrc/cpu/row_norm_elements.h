@@ -7,7 +7,7 @@ namespace fastnorm {
 namespace FASTNORM_ISA {
 
 // out = ((x - mean) * rstd) * weight + bias of n elements (R4). As T it is y of a norm without activation; in the
-// arithmetic's type it is z of a tile, computed by the same instructions in forward and backward.
+// arithmetic's type it is z of a tile.
 template <class T, class O>
 FASTNORM_INLINE void normalize_elements(const T* x, O* out, int64_t n, const SetNumbers<acc_t<T>>& set,
                                         const acc_t<T>* weight, const acc_t<T>* bias, bool stream_out) {
@@ -26,13 +26,38 @@ FASTNORM_INLINE void normalize_elements(const T* x, O* out, int64_t n, const Set
 }
 
 // z of elements [begin, begin + n) of a set, without the residual.
-template <class T, class Args>
-FASTNORM_INLINE void z_of_elements(const Args& args, int64_t set, int64_t begin, int64_t n, acc_t<T>* z) {
+template <class T>
+FASTNORM_INLINE void z_of_elements(const RowNormFwd& args, int64_t set, int64_t begin, int64_t n, acc_t<T>* z) {
   using A = acc_t<T>;
   const int64_t K = args.shape.K, weights = set % args.shape.G * K + begin;
-  normalize_elements(offset<T>(args.x, set * K + begin), z, n, numbers_of<A>(args, set), offset<A>(args.weight, weights),
-                     offset<A>(args.bias, weights), false);
+  normalize_elements(offset<T>(args.x, set * K + begin), z, n, numbers_of<A>(args, set),
+                     offset<A>(args.weight, weights), offset<A>(args.bias, weights), false);
 }
+
+// Elements from `begin` on of the sets set, set + step, ..., which share their weights. z is the forward's.
+template <class T>
+struct ElementRows {
+  using A = acc_t<T>;
+  const RowNormBwd& args;
+  int64_t set, step, begin;
+
+  struct Z {
+    const T* x;
+    const A *weight, *bias;
+    vec_t<T> mean, rstd;
+
+    FASTNORM_INLINE vec_t<T> operator()(int64_t i, int m) const {
+      return normalized(load(x + i, m), mean, rstd, load(weight + i, m), load(bias + i, m));
+    }
+  };
+  FASTNORM_INLINE int64_t at(int64_t j) const { return (set + j * step) * args.shape.K + begin; }
+  FASTNORM_INLINE Z row(int64_t j) const {
+    const SetNumbers<A> numbers = numbers_of<A>(args, set + j * step);
+    const int64_t weights = set % args.shape.G * args.shape.K + begin;
+    return {offset<T>(args.x, at(j)), offset<A>(args.weight, weights), offset<A>(args.bias, weights),
+            splat<vec_t<T>>(numbers.mean), splat<vec_t<T>>(numbers.rstd)};
+  }
+};
 
 // The sums of g = dz * weight and of g * (x - mean) of n elements. D is T, where dz is dy itself or dresidual, or the
 // arithmetic's type, where it is a tile.
@@ -43,7 +68,7 @@ ChannelSums grad_sums(const T* x, const D* dz, const acc_t<T>* weight, int64_t n
   const V middle = splat<V>(mean);
   WideSum<V> wide_s, wide_q;
   each_chain<T>(n, [&](int64_t begin, int64_t length) {
-    V s[2] = {}, q[2] = {};
+    V s[4] = {}, q[4] = {};
     const auto step = [&](int64_t i, int m, int chain) {
       V g = load(dz + i, m);
       if (weight != nullptr) g = g * load(weight + i, m);
@@ -52,22 +77,22 @@ ChannelSums grad_sums(const T* x, const D* dz, const acc_t<T>* weight, int64_t n
     };
     const int64_t end = begin + length;
     int64_t i = begin;
-    for (; i + 2 * L <= end; i += 2 * L) step(i, L, 0), step(i + L, L, 1);
+    for (; i + 4 * L <= end; i += 4 * L) step(i, L, 0), step(i + L, L, 1), step(i + 2 * L, L, 2), step(i + 3 * L, L, 3);
     for (; i < end; i += L) step(i, end - i < L ? static_cast<int>(end - i) : L, 0);
-    s[0] += s[1], q[0] += q[1];
+    s[0] += s[1] + (s[2] + s[3]), q[0] += q[1] + (q[2] + q[3]);
     wide_s.take(s[0]), wide_q.take(q[0]);
   });
   return {wide_s.total(), wide_q.total()};
 }
 
-// Pieces of rows: of sets that share their weights.
+// Rows, that is sets, that share their weights.
 constexpr int kMostRows = 8;
 template <class T, class D>
 struct GradRows {
   const T* x;
   const D* dz;
   T* dx;  // may be null: not wanted
-  int64_t n, count, stride, dz_stride;
+  int64_t count, stride, dz_stride;
   SetNumbers<acc_t<T>> set[kMostRows];
   SetGrad<acc_t<T>> grad[kMostRows];
   const acc_t<T>* weight;
@@ -76,16 +101,25 @@ struct GradRows {
   const D* dz_row(int64_t j) const { return dz + j * dz_stride; }
 };
 
+// Elements [begin, begin + n) of every row, and where dweight and dbias of a whole row lie: null where not wanted.
+template <class A>
+struct GradPiece {
+  int64_t begin, n;
+  A *dweight, *dbias;
+  bool stream;
+};
+
 // dx of K rows, column by column, and their part of dweight and dbias, touched once for all K.
 template <int K, class T, class D>
-void sweep(const GradRows<T, D>& rows, int64_t first, acc_t<T>* dweight, acc_t<T>* dbias, bool stream_out) {
+void sweep(const GradRows<T, D>& rows, int64_t first, const GradPiece<acc_t<T>>& piece) {
   using V = vec_t<T>;
   constexpr int L = kLanes<T>;
-  const int64_t n = rows.n, stride = rows.stride, dz_stride = rows.dz_stride;
-  const acc_t<T>* weight = rows.weight;
-  const T* x = rows.x_row(first);
-  const D* dz = rows.dz_row(first);
-  T* dx = rows.dx + first * stride;
+  const int64_t n = piece.n, stride = rows.stride, dz_stride = rows.dz_stride;
+  const acc_t<T>* weight = rows.weight + piece.begin;
+  acc_t<T> *dweight = piece.dweight + piece.begin, *dbias = piece.dbias + piece.begin;
+  const T* x = rows.x_row(first) + piece.begin;
+  const D* dz = rows.dz_row(first) + piece.begin;
+  T* dx = rows.dx + first * stride + piece.begin;
   V mean[K], rstd[K], slope[K], shift[K];
   for (int j = 0; j < K; ++j) {
     mean[j] = splat<V>(rows.set[first + j].mean), rstd[j] = splat<V>(rows.set[first + j].rstd);
@@ -98,7 +132,7 @@ void sweep(const GradRows<T, D>& rows, int64_t first, acc_t<T>* dweight, acc_t<T
     sum += d;
     return e * w + (centred * slope[j] + shift[j]);
   };
-  const bool streams = stream_out && reinterpret_cast<uintptr_t>(dx) % kRegister == 0 &&
+  const bool streams = piece.stream && reinterpret_cast<uintptr_t>(dx) % kRegister == 0 &&
                        stride * static_cast<int64_t>(sizeof(T)) % kRegister == 0;
   int64_t i = 0;
   for (; i + 2 * L <= n; i += 2 * L) {
@@ -124,14 +158,14 @@ void sweep(const GradRows<T, D>& rows, int64_t first, acc_t<T>* dweight, acc_t<T
 
 // dx alone, of one row.
 template <class T, class D>
-void write_dx(const GradRows<T, D>& rows, int64_t j, bool stream_out) {
+void write_dx(const GradRows<T, D>& rows, int64_t j, const GradPiece<acc_t<T>>& piece) {
   using V = vec_t<T>;
   const V mean = splat<V>(rows.set[j].mean), rstd = splat<V>(rows.set[j].rstd);
   const V slope = splat<V>(rows.grad[j].slope), shift = splat<V>(rows.grad[j].offset);
-  const T* x = rows.x_row(j);
-  const D* dz = rows.dz_row(j);
-  const acc_t<T>* weight = rows.weight;
-  write_run(rows.dx + j * rows.stride, rows.n, stream_out, [&](int64_t i, int m) {
+  const T* x = rows.x_row(j) + piece.begin;
+  const D* dz = rows.dz_row(j) + piece.begin;
+  const acc_t<T>* weight = rows.weight == nullptr ? nullptr : rows.weight + piece.begin;
+  write_run(rows.dx + j * rows.stride + piece.begin, piece.n, piece.stream, [&](int64_t i, int m) {
     V g = load(dz + i, m) * rstd;
     if (weight != nullptr) g = g * load(weight + i, m);
     return g + ((load(x + i, m) - mean) * slope + shift);
@@ -140,31 +174,33 @@ void write_dx(const GradRows<T, D>& rows, int64_t j, bool stream_out) {
 
 // dweight and dbias alone, of one row.
 template <class T, class D>
-void add_parameters(const GradRows<T, D>& rows, int64_t j, acc_t<T>* dweight, acc_t<T>* dbias) {
+void add_parameters(const GradRows<T, D>& rows, int64_t j, const GradPiece<acc_t<T>>& piece) {
   using V = vec_t<T>;
   constexpr int L = kLanes<T>;
   const V mean = splat<V>(rows.set[j].mean), rstd = splat<V>(rows.set[j].rstd);
-  for (int64_t i = 0; i < rows.n; i += L) {
-    const int m = rows.n - i < L ? static_cast<int>(rows.n - i) : L;
-    const V d = load(rows.dz_row(j) + i, m);
-    store(dweight + i, load(dweight + i, m) + (d * rstd) * (load(rows.x_row(j) + i, m) - mean), m);
-    store(dbias + i, load(dbias + i, m) + d, m);
+  const T* x = rows.x_row(j);
+  const D* dz = rows.dz_row(j);
+  const int64_t end = piece.begin + piece.n;
+  for (int64_t i = piece.begin; i < end; i += L) {
+    const int m = end - i < L ? static_cast<int>(end - i) : L;
+    const V d = load(dz + i, m);
+    store(piece.dweight + i, load(piece.dweight + i, m) + (d * rstd) * (load(x + i, m) - mean), m);
+    store(piece.dbias + i, load(piece.dbias + i, m) + d, m);
   }
 }
 
-// What is wanted of dx, dweight and dbias; the latter are null where not.
 template <class T, class D>
-void write_grads(const GradRows<T, D>& rows, acc_t<T>* dweight, acc_t<T>* dbias, bool stream_out) {
+void write_grads(const GradRows<T, D>& rows, const GradPiece<acc_t<T>>& piece) {
   int64_t j = 0;
-  if (rows.dx != nullptr && dweight != nullptr) {
-    for (; j + 4 <= rows.count; j += 4) sweep<4>(rows, j, dweight, dbias, stream_out);
-    for (; j + 2 <= rows.count; j += 2) sweep<2>(rows, j, dweight, dbias, stream_out);
-    if (j < rows.count) sweep<1>(rows, j, dweight, dbias, stream_out);
+  if (rows.dx != nullptr && piece.dweight != nullptr) {
+    for (; j + 4 <= rows.count; j += 4) sweep<4>(rows, j, piece);
+    for (; j + 2 <= rows.count; j += 2) sweep<2>(rows, j, piece);
+    if (j < rows.count) sweep<1>(rows, j, piece);
     return;
   }
   for (; j < rows.count; ++j) {
-    if (rows.dx != nullptr) write_dx(rows, j, stream_out);
-    else if (dweight != nullptr) add_parameters(rows, j, dweight, dbias);
+    if (rows.dx != nullptr) write_dx(rows, j, piece);
+    else if (piece.dweight != nullptr) add_parameters(rows, j, piece);
   }
 }
 

@@ -1,5 +1,5 @@
-// Compiled once: what lies between the sweeps when threads share a set. Sums of chunks are added in the order of chunks,
-// whichever threads took them.
+// Compiled once: what lies between the sweeps when threads share a set. Sums of chunks are added in the order of
+// chunks, whichever threads took them.
 #include "cpu/channel.h"
 #include "op/row_norm.h"
 

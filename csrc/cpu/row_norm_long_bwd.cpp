@@ -1,20 +1,13 @@
-// row_norm backward where a set is a run longer than kSetChunk: all rows of a band are summed chunk by chunk, then swept
-// tile by tile, so that the tile's part of dweight and dbias stays in L1 for all of them.
+// row_norm backward where a set is a run longer than kSetChunk: all rows of a band are summed chunk by chunk, then
+// swept tile by tile, so that the tile's part of dweight and dbias stays in L1 for all of them.
+#include <cstring>
+
 #include "cpu/kernels.h"
 #include "cpu/row_norm_elements.h"
 
 namespace fastnorm {
 namespace FASTNORM_ISA {
 namespace {
-
-// dz of elements [begin, begin + n) of a set, n at most kTile; the first sweep writes dresidual.
-template <class T>
-void dz_of_elements(const RowNormBwd& args, int64_t set, int64_t begin, int64_t n, bool first_sweep, acc_t<T>* tile) {
-  const int64_t at = set * args.shape.K + begin;
-  z_of_elements<T>(args, set, begin, n, tile);
-  activate_grad_tile<T>(args.act, tile, offset<T>(args.residual, at), offset<T>(args.dy, at),
-                        first_sweep ? offset<T>(args.dresidual, at) : nullptr, n);
-}
 
 template <class T>
 ChannelSums sum_piece(const RowNormBwd& args, int64_t set, int64_t begin, int64_t end) {
@@ -29,7 +22,7 @@ ChannelSums sum_piece(const RowNormBwd& args, int64_t set, int64_t begin, int64_
   ChannelSums total;
   for (int64_t i = begin; i < end; i += kTile) {
     const int64_t n = end - i < kTile ? end - i : kTile;
-    dz_of_elements<T>(args, set, i, n, true, tile);
+    dz_of_rows<T>(args, ElementRows<T>{args, set, 1, i}, 1, n, true, tile);
     const ChannelSums part = sums(i, n, const_cast<const A*>(tile));
     total.sum += part.sum, total.product += part.product;
   }
@@ -47,16 +40,16 @@ void write_tile(const RowNormBwd& args, const RowGrad* grads, int64_t n0, int64_
   const auto write = [&](int64_t set, const auto* dz) {
     GradRows<T, std::remove_const_t<std::remove_pointer_t<decltype(dz)>>> rows;
     rows.x = offset<T>(args.x, set * K + begin), rows.dx = offset<T>(args.dx, set * K + begin), rows.dz = dz;
-    rows.n = n, rows.count = 1, rows.stride = args.shape.width(), rows.dz_stride = rows.stride;
+    rows.count = 1, rows.stride = args.shape.width(), rows.dz_stride = rows.stride;
     rows.set[0] = numbers_of<A>(args, set), rows.grad[0] = narrow<A>(grads[set - n0 * G]);
     rows.weight = offset<A>(args.weight, g * K + begin);
-    write_grads(rows, dweight, dbias, args.stream);
+    write_grads(rows, {0, n, dweight, dbias, args.stream});
   };
   for (int64_t set = n0 * G + g; set < n1 * G; set += G) {
     if (ready != nullptr) {
       write(set, ready + set * K + begin);
     } else {
-      dz_of_elements<T>(args, set, begin, n, false, tile);
+      dz_of_rows<T>(args, ElementRows<T>{args, set, 1, begin}, 1, n, false, tile);
       write(set, const_cast<const A*>(tile));
     }
   }
@@ -86,7 +79,10 @@ void long_grad_write(const RowNormBwd& args, const RowGrad* grads, int64_t n0, i
       const int64_t g = u / tiles, begin = u % tiles * kLongTile, n = K - begin < kLongTile ? K - begin : kLongTile;
       A* dweight = offset<A>(args.parameters, n0 / block * 2 * width + g * K + begin);
       A* dbias = dweight == nullptr ? nullptr : dweight + width;
-      for (int64_t i = 0; dweight != nullptr && n0 % block == 0 && i < n; ++i) dweight[i] = 0, dbias[i] = 0;
+      if (dweight != nullptr && n0 % block == 0) {
+        const size_t bytes = static_cast<size_t>(n) * sizeof(A);
+        std::memset(dweight, 0, bytes), std::memset(dbias, 0, bytes);
+      }
       write_tile<T>(args, grads, n0, n1, g, begin, n, dweight, dbias);
     }
   });

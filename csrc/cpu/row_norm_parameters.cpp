@@ -1,4 +1,5 @@
-// Weights and biases brought into the order of memory, in the arithmetic's type; their gradients summed and brought back.
+// Weights and biases brought into the order of memory, in the arithmetic's type; their gradients summed and brought
+// back.
 #include "cpu/kernels.h"
 #include "cpu/row_norm.h"
 

@@ -29,11 +29,33 @@ FASTNORM_INLINE void normalize_plane(const T* x, O* out, int64_t n, const PlaneN
 }
 
 // z of elements [begin, end) of a plane, without the residual.
-template <class T, class Args>
-FASTNORM_INLINE void z_of_plane(const Args& args, int64_t plane, int64_t begin, int64_t end, acc_t<T>* z) {
+template <class T>
+FASTNORM_INLINE void z_of_plane(const RowNormFwd& args, int64_t plane, int64_t begin, int64_t end, acc_t<T>* z) {
   normalize_plane(offset<T>(args.x, plane * args.shape.S + begin), z, end - begin,
                   plane_numbers<acc_t<T>>(args, plane), false);
 }
+
+// Elements from `begin` on of neighbouring planes. z is the forward's.
+template <class T>
+struct PlaneRows {
+  const RowNormBwd& args;
+  int64_t plane, begin;
+
+  struct Z {
+    const T* x;
+    vec_t<T> mean, scale, bias;
+
+    FASTNORM_INLINE vec_t<T> operator()(int64_t i, int m) const {
+      return normalized(load(x + i, m), mean, scale, bias);
+    }
+  };
+  FASTNORM_INLINE int64_t at(int64_t j) const { return (plane + j) * args.shape.S + begin; }
+  FASTNORM_INLINE Z row(int64_t j) const {
+    using V = vec_t<T>;
+    const PlaneNumbers<acc_t<T>> numbers = plane_numbers<acc_t<T>>(args, plane + j);
+    return {offset<T>(args.x, at(j)), splat<V>(numbers.mean), splat<V>(numbers.scale), splat<V>(numbers.bias)};
+  }
+};
 
 // Calls f(plane, count, begin, end) for tiles of at most kTile elements that lie side by side: several whole planes, or
 // a piece of one.

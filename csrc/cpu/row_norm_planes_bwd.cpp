@@ -9,20 +9,11 @@ namespace fastnorm {
 namespace FASTNORM_ISA {
 namespace {
 
-// dz of elements [begin, end) of `count` neighbouring planes; the first sweep writes dresidual.
-template <class T>
-void dz_of_planes(const RowNormBwd& args, int64_t plane, int64_t count, int64_t begin, int64_t end, bool first_sweep,
-                  acc_t<T>* tile) {
-  const int64_t at = plane * args.shape.S + begin, n = end - begin;
-  for (int64_t j = 0; j < count; ++j) z_of_plane<T>(args, plane + j, begin, end, tile + j * n);
-  activate_grad_tile<T>(args.act, tile, offset<T>(args.residual, at), offset<T>(args.dy, at),
-                        first_sweep ? offset<T>(args.dresidual, at) : nullptr, count * n);
-}
-
-// The sums of dz and dz * (x - mean) of elements [s0, s1) of each plane.
+// The sums of dz and dz * (x - mean) of elements [s0, s1) of each plane. With an activation dz goes to `kept`, a place
+// for the planes as they lie in memory, unless that is null.
 template <class T>
 void sum_planes(const RowNormBwd& args, int64_t plane0, int64_t plane1, int64_t s0, int64_t s1, ChannelSums* sums,
-                int64_t stride) {
+                int64_t stride, acc_t<T>* kept) {
   using A = acc_t<T>;
   const int64_t S = args.shape.S;
   const auto add = [&](int64_t plane, int64_t s, int64_t n, const auto* dz) {
@@ -40,14 +31,16 @@ void sum_planes(const RowNormBwd& args, int64_t plane0, int64_t plane1, int64_t 
   }
   A tile[kTile];
   each_plane_tile(plane0, plane1, s0, s1, [&](int64_t plane, int64_t count, int64_t begin, int64_t end) {
-    dz_of_planes<T>(args, plane, count, begin, end, true, tile);
-    for (int64_t j = 0; j < count; ++j) add(plane + j, begin, end - begin, tile + j * (end - begin));
+    A* dz = kept == nullptr ? tile : kept + (plane - plane0) * S + begin;
+    dz_of_rows<T>(args, PlaneRows<T>{args, plane, begin}, count, end - begin, true, dz);
+    for (int64_t j = 0; j < count; ++j) add(plane + j, begin, end - begin, dz + j * (end - begin));
   });
 }
 
 // dx of elements [s0, s1) of planes [plane0, plane1) of one set.
 template <class T>
-void write_planes(const RowNormBwd& args, const RowGrad& grad, int64_t plane0, int64_t plane1, int64_t s0, int64_t s1) {
+void write_planes(const RowNormBwd& args, const RowGrad& grad, int64_t plane0, int64_t plane1, int64_t s0, int64_t s1,
+                  const acc_t<T>* kept) {
   using A = acc_t<T>;
   using V = vec_t<T>;
   const int64_t S = args.shape.S;
@@ -60,13 +53,17 @@ void write_planes(const RowNormBwd& args, const RowGrad& grad, int64_t plane0, i
       return load(dz + i, m) * scale + ((load(x + i, m) - mean) * slope + shift);
     });
   };
+  if (kept != nullptr) {
+    for (int64_t plane = plane0; plane < plane1; ++plane, kept += S) write(plane, s0, s1 - s0, kept);
+    return;
+  }
   if (const T* dz = stored_dz<T>(args)) {
     for (int64_t plane = plane0; plane < plane1; ++plane) write(plane, s0, s1 - s0, dz + plane * S + s0);
     return;
   }
   A tile[kTile];
   each_plane_tile(plane0, plane1, s0, s1, [&](int64_t plane, int64_t count, int64_t begin, int64_t end) {
-    dz_of_planes<T>(args, plane, count, begin, end, false, tile);
+    dz_of_rows<T>(args, PlaneRows<T>{args, plane, begin}, count, end - begin, false, tile);
     for (int64_t j = 0; j < count; ++j) write(plane + j, begin, end - begin, tile + j * (end - begin));
   });
 }
@@ -86,7 +83,9 @@ RowGrad group_planes_grad_finish(const RowNormBwd& args, int64_t set, const Chan
     ChannelSums total;
     for (int64_t k = 0; k < K; ++k) {
       ChannelSums plane;
-      for (int64_t p = 0; p < pieces; ++p) plane.sum += partial[k * pieces + p].sum, plane.product += partial[k * pieces + p].product;
+      for (int64_t p = k * pieces; p < (k + 1) * pieces; ++p) {
+        plane.sum += partial[p].sum, plane.product += partial[p].product;
+      }
       const double weight = args.weight == nullptr ? 1 : static_cast<const A*>(args.weight)[c0 + k];
       total.sum += weight * plane.sum, total.product += weight * plane.product;
       if (parameters == nullptr) continue;
@@ -103,13 +102,16 @@ void group_planes_bwd(const RowNormBwd& args, int64_t set0, int64_t set1) {
   const std::unique_ptr<ChannelSums[]> partial(new ChannelSums[static_cast<size_t>(K * pieces)]);
   with_dtype(args.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    using A = acc_t<T>;
+    const bool keep = args.act.active && args.shape.set_size() <= kSetChunk;
+    const std::unique_ptr<A[]> kept(keep ? new A[static_cast<size_t>(K * S)] : nullptr);
     for (int64_t set = set0; set < set1; ++set) {
       for (int64_t p = 0; p < pieces; ++p) {
-        const int64_t s0 = p * kSetChunk;
-        sum_planes<T>(args, set * K, set * K + K, s0, piece_end(args.shape, s0), partial.get() + p, pieces);
+        const int64_t s0 = p * kSetChunk, s1 = piece_end(args.shape, s0);
+        sum_planes<T>(args, set * K, set * K + K, s0, s1, partial.get() + p, pieces, kept.get());
       }
       const RowGrad grad = group_planes_grad_finish(args, set, partial.get());
-      if (args.dx != nullptr) write_planes<T>(args, grad, set * K, set * K + K, 0, S);
+      if (args.dx != nullptr) write_planes<T>(args, grad, set * K, set * K + K, 0, S, kept.get());
     }
   });
   if (args.stream) stream_fence();
@@ -121,7 +123,7 @@ void group_planes_grad_sum(const RowNormBwd& args, ChannelSums* partial, int64_t
     using T = std::remove_pointer_t<decltype(type)>;
     for (int64_t u = unit0; u < unit1; ++u) {
       const int64_t s0 = u % pieces * kSetChunk;
-      sum_planes<T>(args, u / pieces, u / pieces + 1, s0, piece_end(args.shape, s0), partial + u, 1);
+      sum_planes<T>(args, u / pieces, u / pieces + 1, s0, piece_end(args.shape, s0), partial + u, 1, nullptr);
     }
   });
 }
@@ -132,7 +134,8 @@ void group_planes_grad_write(const RowNormBwd& args, const RowGrad* grads, int64
     using T = std::remove_pointer_t<decltype(type)>;
     for (int64_t u = unit0; u < unit1; ++u) {
       const int64_t plane = u / pieces, s0 = u % pieces * kSetChunk;
-      write_planes<T>(args, grads[plane / args.shape.K], plane, plane + 1, s0, piece_end(args.shape, s0));
+      const RowGrad& grad = grads[plane / args.shape.K];
+      write_planes<T>(args, grad, plane, plane + 1, s0, piece_end(args.shape, s0), nullptr);
     }
   });
   if (args.stream) stream_fence();

@@ -57,8 +57,8 @@ FASTNORM_INLINE void normalize_positions(const T* x, O* out, int64_t n, const Po
 }
 
 // z of rows [k, k + rows) of a tile.
-template <class T, class Args>
-FASTNORM_INLINE void z_of_rows(const Args& args, const PositionTile& tile, int64_t k, int64_t rows,
+template <class T>
+FASTNORM_INLINE void z_of_rows(const RowNormFwd& args, const PositionTile& tile, int64_t k, int64_t rows,
                                const PositionNumbers<acc_t<T>>& numbers, acc_t<T>* z) {
   using A = acc_t<T>;
   for (int64_t j = k; j < k + rows; ++j, z += tile.count) {
@@ -74,6 +74,33 @@ FASTNORM_INLINE void each_run(const RowNormShape& s, const PositionTile& tile, i
   if (tile.count == s.S) return f(tile.at + k * s.S, rows * s.S, z);
   for (int64_t j = 0; j < rows; ++j) f(tile.at + (k + j) * s.S, tile.count, z + j * tile.count);
 }
+
+// Rows from k on of a tile. z is the forward's.
+template <class T>
+struct PositionRows {
+  using A = acc_t<T>;
+  const RowNormBwd& args;
+  const PositionTile& tile;
+  PositionNumbers<A> numbers;
+  int64_t k;
+
+  struct Z {
+    const T* x;
+    PositionNumbers<A> numbers;
+    vec_t<T> weight, bias;
+
+    FASTNORM_INLINE vec_t<T> operator()(int64_t i, int m) const {
+      return normalized(load(x + i, m), load(numbers.mean + i, m), load(numbers.rstd + i, m), weight, bias);
+    }
+  };
+  FASTNORM_INLINE int64_t at(int64_t j) const { return tile.at + (k + j) * args.shape.S; }
+  FASTNORM_INLINE Z row(int64_t j) const {
+    using V = vec_t<T>;
+    return {offset<T>(args.x, at(j)), numbers,
+            splat<V>(args.weight == nullptr ? A{1} : static_cast<const A*>(args.weight)[k + j]),
+            splat<V>(args.bias == nullptr ? A{0} : static_cast<const A*>(args.bias)[k + j])};
+  }
+};
 
 }  // namespace FASTNORM_ISA
 }  // namespace fastnorm

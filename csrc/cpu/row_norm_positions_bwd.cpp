@@ -16,12 +16,12 @@ class Backward {
   explicit Backward(const RowNormBwd& args)
       : args_(args), K_(args.shape.K), S_(args.shape.S), most_(positions_of_tile(args.shape, args.dtype)),
         wide_(new double[static_cast<size_t>(2 * most_)]), slope_(new A[static_cast<size_t>(3 * most_)]()),
-        z_(args.act.active ? new A[static_cast<size_t>(kRows * most_)] : nullptr),
+        dz_(args.act.active ? new A[static_cast<size_t>(K_ * most_)] : nullptr),
         lanes_(args.parameters != nullptr ? new A[static_cast<size_t>(K_ * 2 * L)] : nullptr) {}
 
   // Tiles [tile0, tile1), whose part of dweight and dbias goes to parameters [2, K].
   void tiles(int64_t tile0, int64_t tile1, A* parameters) const {
-    for (int64_t i = 0; parameters != nullptr && i < K_ * 2 * L; ++i) lanes_[static_cast<size_t>(i)] = 0;
+    if (parameters != nullptr) std::memset(lanes_.get(), 0, static_cast<size_t>(K_ * 2 * L) * sizeof(A));
     for (int64_t t = tile0; t < tile1; ++t) tile(PositionTile::of(args_.shape, args_.dtype, t));
     for (int64_t k = 0; parameters != nullptr && k < K_; ++k) {
       parameters[k] = static_cast<A>(lane_sum(load(lanes_.get() + k * 2 * L)));
@@ -36,37 +36,23 @@ class Backward {
     for (int64_t i = 0; i < 2 * most_; ++i) wide_[static_cast<size_t>(i)] = 0;
     for (int64_t k = 0; k < K_; k += kRows) {
       const int64_t rows = K_ - k < kRows ? K_ - k : kRows;
-      if (z_ == nullptr) {
+      if (dz_ == nullptr) {
         sum_rows(tile, numbers, k, rows, static_cast<const T*>(args_.dy) + tile.at + k * S_, S_);
       } else {
-        dz_of_rows(tile, numbers, k, rows, true);
-        sum_rows(tile, numbers, k, rows, const_cast<const A*>(z_.get()), tile.count);
+        A* dz = dz_.get() + k * tile.count;
+        dz_of_rows<T>(args_, PositionRows<T>{args_, tile, numbers, k}, rows, tile.count, true, dz);
+        sum_rows(tile, numbers, k, rows, const_cast<const A*>(dz), tile.count);
       }
     }
     if (args_.dx == nullptr) return;
     finish(tile, numbers);
-    const T* ready = stored_dz<T>(args_);
-    for (int64_t k = 0; k < K_; k += kRows) {
-      const int64_t rows = K_ - k < kRows ? K_ - k : kRows;
-      if (ready != nullptr) {
-        write_rows(tile, numbers, k, rows, ready + tile.at + k * S_, S_);
-      } else {
-        dz_of_rows(tile, numbers, k, rows, false);
-        write_rows(tile, numbers, k, rows, const_cast<const A*>(z_.get()), tile.count);
-      }
-    }
-  }
-  void dz_of_rows(const PositionTile& tile, const PositionNumbers<A>& numbers, int64_t k, int64_t rows,
-                  bool first_sweep) const {
-    z_of_rows<T>(args_, tile, k, rows, numbers, z_.get());
-    each_run(args_.shape, tile, k, rows, z_.get(), [&](int64_t at, int64_t n, A* run) {
-      activate_grad_tile<T>(args_.act, run, offset<T>(args_.residual, at), offset<T>(args_.dy, at),
-                            first_sweep ? offset<T>(args_.dresidual, at) : nullptr, n);
-    });
+    if (dz_ == nullptr) write_rows(tile, numbers, static_cast<const T*>(args_.dy) + tile.at, S_);
+    else write_rows(tile, numbers, const_cast<const A*>(dz_.get()), tile.count);
   }
   A weight(int64_t k) const { return args_.weight == nullptr ? A{1} : static_cast<const A*>(args_.weight)[k]; }
 
-  // Adds g = dz * weight and g * (x - mean) to the positions' sums, and the rows' own to the lanes of dweight and dbias.
+  // Adds g = dz * weight and g * (x - mean) to the positions' sums, and the rows' own to the lanes of dweight and
+  // dbias.
   template <class D>
   void sum_rows(const PositionTile& tile, const PositionNumbers<A>& numbers, int64_t k, int64_t rows, const D* dz,
                 int64_t dz_stride) const {
@@ -76,7 +62,9 @@ class Backward {
     each_position_group<T>(tile.count, [&](int64_t i, auto group, int m) {
       constexpr int G = decltype(group)::value;
       V s[G] = {}, q[G] = {}, mean[G], rstd[G];
-      for (int g = 0; g < G; ++g) mean[g] = load(numbers.mean + i + g * L, m), rstd[g] = load(numbers.rstd + i + g * L, m);
+      for (int g = 0; g < G; ++g) {
+        mean[g] = load(numbers.mean + i + g * L, m), rstd[g] = load(numbers.rstd + i + g * L, m);
+      }
       for (int64_t j = 0; j < rows; ++j) {
         const V w = splat<V>(weight(k + j));
         V own_product{}, own_sum{};
@@ -108,14 +96,13 @@ class Backward {
     }
   }
   template <class D>
-  void write_rows(const PositionTile& tile, const PositionNumbers<A>& numbers, int64_t k, int64_t rows, const D* dz,
-                  int64_t dz_stride) const {
+  void write_rows(const PositionTile& tile, const PositionNumbers<A>& numbers, const D* dz, int64_t dz_stride) const {
     const A *mean = numbers.mean, *rstd = numbers.rstd, *slope = slope_.get(), *shift = slope + most_;
-    for (int64_t j = 0; j < rows; ++j) {
-      const int64_t at = tile.at + (k + j) * S_;
+    for (int64_t k = 0; k < K_; ++k) {
+      const int64_t at = tile.at + k * S_;
       const T* x = static_cast<const T*>(args_.x) + at;
-      const D* d = dz + j * dz_stride;
-      const V w = splat<V>(weight(k + j));
+      const D* d = dz + k * dz_stride;
+      const V w = splat<V>(weight(k));
       write_run(static_cast<T*>(args_.dx) + at, tile.count, args_.stream, [&](int64_t i, int m) {
         const V centred = load(x + i, m) - load(mean + i, m);
         return (load(d + i, m) * load(rstd + i, m)) * w + (centred * load(slope + i, m) + load(shift + i, m));
@@ -127,7 +114,7 @@ class Backward {
   int64_t K_, S_, most_;
   std::unique_ptr<double[]> wide_;  // the sums per position
   std::unique_ptr<A[]> slope_;      // slope and offset per position, and zeros: the mean of rms
-  std::unique_ptr<A[]> z_;          // [kRows, positions] of z, then dz
+  std::unique_ptr<A[]> dz_;         // [K, positions], where there is an activation
   std::unique_ptr<A[]> lanes_;      // [K, 2] vectors of dweight and dbias
 };
 

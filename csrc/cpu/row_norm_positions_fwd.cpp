@@ -14,7 +14,8 @@ class Forward {
 
  public:
   explicit Forward(const RowNormFwd& args)
-      : args_(args), most_(positions_of_tile(args.shape, args.dtype)), z_rows_(kTile / most_ < kRows ? kTile / most_ : kRows),
+      : args_(args), most_(positions_of_tile(args.shape, args.dtype)),
+        z_rows_(kTile / most_ < kRows ? kTile / most_ : kRows),
         wide_(new double[static_cast<size_t>(2 * most_)]), mean_(new A[static_cast<size_t>(2 * most_ + kTile)]) {}
 
   void tile(const PositionTile& tile) const {
@@ -40,7 +41,8 @@ class Forward {
     const A weight = args_.weight == nullptr ? A{1} : static_cast<const A*>(args_.weight)[k];
     const A bias = args_.bias == nullptr ? A{0} : static_cast<const A*>(args_.bias)[k];
     const int64_t at = tile.at + k * args_.shape.S;
-    normalize_positions(offset<T>(args_.x, at), offset<T>(args_.y, at), tile.count, numbers, weight, bias, args_.stream);
+    normalize_positions(offset<T>(args_.x, at), offset<T>(args_.y, at), tile.count, numbers, weight, bias,
+                        args_.stream);
   }
   // Two sweeps, the second around the mean that the first one found, which it mends.
   void statistics(const PositionTile& tile) const {

@@ -1,5 +1,6 @@
-// row_norm backward where a set is a run of at most kSetChunk elements with a weight each: a few rows at a time are
-// summed, then swept, while they lie in L2.
+// row_norm backward where a set is a run of at most kSetChunk elements with a weight each: a row, or a few short ones
+// at a time, are summed, then swept from the cache.
+#include <cstring>
 #include <memory>
 
 #include "cpu/kernels.h"
@@ -9,7 +10,8 @@ namespace fastnorm {
 namespace FASTNORM_ISA {
 namespace {
 
-constexpr int64_t kRowBytes = 256 << 10;  // of x and dy of the rows taken together: they stay in L2
+constexpr int64_t kLongRow = 8 << 10;  // bytes: longer rows are swept in tiles of columns, whose dweight stays in L1
+constexpr int64_t kTileColumns = 512;
 
 template <class T>
 class Backward {
@@ -17,13 +19,13 @@ class Backward {
 
  public:
   explicit Backward(const RowNormBwd& args) : args_(args), K_(args.shape.K), width_(args.shape.width()) {
-    const int64_t fitting = kRowBytes / (2 * K_ * static_cast<int64_t>(sizeof(T)));
-    together_ = fitting >= kMostRows ? kMostRows : fitting >= 4 ? 4 : fitting > 1 ? 2 : 1;
+    const int64_t bytes = K_ * static_cast<int64_t>(sizeof(T));
+    together_ = bytes > kLongRow ? 2 : sets_together(bytes);
     if (args.act.active) tile_.reset(new A[static_cast<size_t>(together_ * K_)]);
   }
   // Samples [n0, n1), whose part of dweight and dbias goes to parameters [2, width].
   void block(int64_t n0, int64_t n1, A* parameters) const {
-    for (int64_t i = 0; parameters != nullptr && i < 2 * width_; ++i) parameters[i] = 0;
+    if (parameters != nullptr) std::memset(parameters, 0, static_cast<size_t>(2 * width_) * sizeof(A));
     for (int64_t n = n0; n < n1; n += together_) {
       const int64_t count = n1 - n < together_ ? n1 - n : together_;
       for (int64_t g = 0; g < args_.shape.G; ++g) {
@@ -31,7 +33,8 @@ class Backward {
         if (tile_ == nullptr) {
           take(rows(n, count, g, offset<T>(args_.dy, n * width_ + g * K_), width_), n, g, dweight);
         } else {
-          fill_tile(n, count, g);
+          const ElementRows<T> sets{args_, n * args_.shape.G + g, args_.shape.G, 0};
+          dz_of_rows<T>(args_, sets, count, K_, true, tile_.get());
           take(rows(n, count, g, const_cast<const A*>(tile_.get()), K_), n, g, dweight);
         }
       }
@@ -44,35 +47,24 @@ class Backward {
     const int64_t at = n * width_ + g * K_;
     GradRows<T, D> rows;
     rows.x = offset<T>(args_.x, at), rows.dz = dz, rows.dx = offset<T>(args_.dx, at);
-    rows.n = K_, rows.count = count, rows.stride = width_, rows.dz_stride = dz_stride;
+    rows.count = count, rows.stride = width_, rows.dz_stride = dz_stride;
     rows.weight = offset<A>(args_.weight, g * K_);
     return rows;
   }
   template <class D>
-  void take(GradRows<T, D> rows, int64_t n, int64_t g, A* dweight) const {
+  void take(GradRows<T, D>&& rows, int64_t n, int64_t g, A* dweight) const {
     for (int64_t j = 0; j < rows.count; ++j) {
       rows.set[j] = numbers_of<A>(args_, (n + j) * args_.shape.G + g);
       if (rows.dx == nullptr) continue;
       const ChannelSums sums = grad_sums(rows.x_row(j), rows.dz_row(j), rows.weight, K_, rows.set[j].mean);
       rows.grad[j] = narrow<A>(grad_of(args_, rows.set[j].rstd, sums));
     }
-    write_grads(rows, dweight, dweight == nullptr ? nullptr : dweight + width_, args_.stream);
-  }
-  void fill_tile(int64_t n, int64_t count, int64_t g) const {
-    const bool dense = width_ == K_;  // then all rows are one run
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t set = (n + j) * args_.shape.G + g;
-      A* z = tile_.get() + j * K_;
-      z_of_elements<T>(args_, set, 0, K_, z);
-      if (!dense) activate(z, set * K_, K_);
+    const int64_t columns = K_ * static_cast<int64_t>(sizeof(T)) > kLongRow ? kTileColumns : K_;
+    for (int64_t c = 0; c < K_; c += columns) {
+      write_grads<T, D>(rows, {c, K_ - c < columns ? K_ - c : columns, dweight,
+                               dweight == nullptr ? nullptr : dweight + width_, args_.stream});
     }
-    if (dense) activate(tile_.get(), n * K_, count * K_);
   }
-  void activate(A* z, int64_t at, int64_t n) const {
-    activate_grad_tile<T>(args_.act, z, offset<T>(args_.residual, at), offset<T>(args_.dy, at),
-                          offset<T>(args_.dresidual, at), n);
-  }
-
   const RowNormBwd& args_;
   int64_t K_, width_, together_;
   std::unique_ptr<A[]> tile_;  // [together, K] of dz, where there is an activation

@@ -8,9 +8,6 @@ namespace {
 
 // Sets below this many elements are read twice, from L1: their variance has too few terms to bear a bad shift.
 constexpr int64_t kTwice = 512;
-// From there on they are summed once, around the mean of the first vector; a second look, from the cache, is cheap.
-constexpr double kWorstNearShift = 1.0;
-
 template <class T>
 FASTNORM_INLINE double total_of(const T* x, int64_t n) {
   vec_t<T> s{};
@@ -76,47 +73,39 @@ Moments twice_moments(const T* x, int64_t n) {
   return moments(shifted_sums(x, n, mean), mean, count);
 }
 
-// What a few sets were summed around, and their sums: arrays, so that what follows runs in vectors.
-struct NearSums {
-  double shift[kMostTogether] = {}, sum[kMostTogether] = {}, square[kMostTogether] = {};
-};
-
+// Of a set that is long enough to be summed once, around the mean of its first vector.
 template <class T>
-void near_sums(const T* x, int64_t n, int64_t count, bool rms, NearSums& near) {
-  const double inverse = 1.0 / static_cast<double>(n);
-  for (int64_t j = 0; j < count && !rms; ++j) {
-    near.shift[j] = n < kTwice ? total_of(x + j * n, n) * inverse : lane_sum(load(x + j * n)) * (1.0 / kLanes<T>);
-  }
-  for (int64_t j = 0; j < count && !rms; ++j) near.shift[j] = as_stored<T>(near.shift[j]);
-  for (int64_t j = 0; j < count; ++j) {
-    const ChannelSums sums = shifted_sums(x + j * n, n, near.shift[j]);
-    near.sum[j] = rms ? 0 : sums.sum, near.square[j] = sums.product;
-  }
+Moments once_moments(const T* x, int64_t n) {
+  const double shift = as_stored<T>(lane_sum(load(x)) * (1.0 / kLanes<T>));
+  const Moments m = moments(shifted_sums(x, n, shift), shift, static_cast<double>(n));
+  return m.cancelled || !std::isfinite(m.mean) ? twice_moments(x, n) : m;
 }
 
+// As twice_moments, for a few short sets at once: what follows their sums runs in vectors.
 template <class T>
-void near_statistics(const RowNormFwd& args, const T* x, int64_t set, int64_t count) {
+void short_statistics(const RowNormFwd& args, const T* x, int64_t set, int64_t count) {
   using A = acc_t<T>;
   constexpr int64_t L = kLanes<double>;
   const int64_t n = args.shape.set_size();
-  const double size = static_cast<double>(n), inverse = 1 / size;
-  const double bessel = args.unbiased ? size / (size - 1) : 1;
-  const bool once = n >= kTwice && !args.rms;
-  NearSums near;
-  near_sums(x, n, count, args.rms, near);
-  double mean[kMostTogether], rstd[kMostTogether], excess[kMostTogether];
+  const double size = static_cast<double>(n), inverse = 1 / size, bessel = args.unbiased ? size / (size - 1) : 1;
+  double shift[kMostTogether] = {}, sum[kMostTogether] = {}, square[kMostTogether] = {};
+  for (int64_t j = 0; j < count && !args.rms; ++j) shift[j] = as_stored<T>(total_of(x + j * n, n) * inverse);
+  for (int64_t j = 0; j < count; ++j) {
+    const ChannelSums sums = shifted_sums(x + j * n, n, shift[j]);
+    sum[j] = args.rms ? 0 : sums.sum, square[j] = sums.product;
+  }
+  double mean[kMostTogether], rstd[kMostTogether];
   for (int64_t j = 0; j < count; j += L) {
-    const vdouble distance = load(near.sum + j) * inverse, square = distance * distance;
-    vdouble var = load(near.square + j) * inverse - square;
-    store(excess + j, once ? square - kWorstNearShift * var : square * 0);  // NaN where a mean is not finite
+    const vdouble distance = load(sum + j) * inverse;
+    vdouble var = load(square + j) * inverse - distance * distance;
     var = var < 0 ? vdouble{} : var;
-    store(mean + j, load(near.shift + j) + distance);
+    store(mean + j, load(shift + j) + distance);
     store(rstd + j, 1 / square_root(var * bessel + args.eps));
   }
   for (int64_t j = 0; j < count; ++j) {
-    if (args.mean != nullptr) static_cast<A*>(args.mean)[set + j] = static_cast<A>(mean[j]);
+    const bool finite = std::isfinite(shift[j]);  // else the mean is shift itself, as in twice_moments
+    if (args.mean != nullptr) static_cast<A*>(args.mean)[set + j] = static_cast<A>(finite ? mean[j] : shift[j]);
     static_cast<A*>(args.rstd)[set + j] = static_cast<A>(rstd[j]);
-    if (!(excess[j] <= 0) && !args.rms) finish_set<A>(args, set + j, twice_moments(x + j * n, n));
   }
 }
 
@@ -126,8 +115,13 @@ template <class T>
 void set_statistics(const RowNormFwd& args, int64_t set, int64_t count) {
   const int64_t n = args.shape.set_size();
   const T* x = static_cast<const T*>(args.x) + set * n;
-  if (n <= kSetChunk) return near_statistics(args, x, set, count);
-  for (int64_t j = 0; j < count; ++j) finish_set<acc_t<T>>(args, set + j, far_moments(x + j * n, n, args.rms));
+  if (n < kTwice) return short_statistics(args, x, set, count);
+  for (int64_t j = 0; j < count; ++j, x += n) {
+    const Moments m = n > kSetChunk ? far_moments(x, n, args.rms)
+                      : args.rms    ? rms_moments(shifted_sums(x, n, 0), static_cast<double>(n))
+                                    : once_moments(x, n);
+    finish_set<acc_t<T>>(args, set + j, m);
+  }
 }
 
 template void set_statistics<double>(const RowNormFwd&, int64_t, int64_t);

@@ -79,8 +79,9 @@ FASTNORM_INLINE void sum_run(const T* x, int64_t n, vec_t<T> shift, vec_t<T>& s,
   if (n >= 4 * L) {  // four chains of additions hide their latency
     V s1{}, s2{}, s3{}, q1{}, q2{}, q3{};
     for (; i + 4 * L <= n; i += 4 * L) {
-      const V a = load(x + i) - shift, b = load(x + i + L) - shift;
-      const V c = load(x + i + 2 * L) - shift, d = load(x + i + 3 * L) - shift;
+      V a, b, c, d;
+      load_two(x + i, a, b), load_two(x + i + 2 * L, c, d);
+      a -= shift, b -= shift, c -= shift, d -= shift;
       s += a, s1 += b, s2 += c, s3 += d;
       q += a * a, q1 += b * b, q2 += c * c, q3 += d * d;
     }
@@ -104,8 +105,9 @@ FASTNORM_INLINE void add_run(const T* x, int64_t n, vec_t<T>& s) {
   if (n >= 4 * L) {
     V s1{}, s2{}, s3{};
     for (; i + 4 * L <= n; i += 4 * L) {
-      s += load(x + i), s1 += load(x + i + L);
-      s2 += load(x + i + 2 * L), s3 += load(x + i + 3 * L);
+      V a, b, c, d;
+      load_two(x + i, a, b), load_two(x + i + 2 * L, c, d);
+      s += a, s1 += b, s2 += c, s3 += d;
     }
     s += s1 + (s2 + s3);
   }
@@ -117,9 +119,7 @@ FASTNORM_INLINE void add_run(const T* x, int64_t n, vec_t<T>& s) {
 template <class T, class F>
 FASTNORM_INLINE void each_chain(int64_t n, F f) {
   constexpr int64_t kPiece = kChain * kLanes<T>;
-  int64_t i = 0;
-  for (; i + kPiece <= n; i += kPiece) f(i, kPiece);
-  if (i < n) f(i, n - i);
+  for (int64_t i = 0; i < n; i += kPiece) f(i, n - i < kPiece ? n - i : kPiece);
 }
 
 }  // namespace FASTNORM_ISA

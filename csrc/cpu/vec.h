@@ -214,6 +214,16 @@ FASTNORM_INLINE void stream_pair(float* p, vfloat a, vfloat b) { stream(p, a), s
 FASTNORM_INLINE void stream_pair(double* p, vdouble a, vdouble b) { stream(p, a), stream(p + kLanes<double>, b); }
 #endif
 
+// The elements of two neighbouring vectors, in any order: for sums. bfloat16 then costs one instruction a vector.
+template <class T>
+FASTNORM_INLINE void load_two(const T* p, vec_t<T>& a, vec_t<T>& b) { a = load(p), b = load(p + kLanes<T>); }
+#if defined(__AVX2__)
+FASTNORM_INLINE void load_two(const bfloat16* p, vfloat& a, vfloat& b) {
+  const vuint both = load_bits<vuint>(p);
+  a = reinterpret_cast<vfloat>(both << 16), b = reinterpret_cast<vfloat>(both & 0xffff0000u);
+}
+#endif
+
 // n is the constant kLanes<T> in every main loop, where these are the full-register forms.
 template <class T>
 FASTNORM_INLINE vec_t<T> load(const T* p, int n) { return n == kLanes<T> ? load(p) : load_first(p, n); }

@@ -68,7 +68,7 @@ FASTNORM_INLINE InputGrad input_grad(double weight, double rstd, const ChannelSu
   return g;
 }
 
-// R4 where the weight differs inside a set: x_hat, then scaled and shifted. (Elsewhere it is N3, scale = weight * rstd.)
+// R4 where the weight differs inside a set: x_hat, then scaled and shifted. (Elsewhere N3, scale = weight * rstd.)
 template <class V>
 FASTNORM_INLINE V normalized(V x, V mean, V rstd, V weight, V bias) {
   return ((x - mean) * rstd) * weight + bias;

@@ -47,7 +47,7 @@ struct RowNormBwd {
   const void *dy, *x, *residual;  // residual only with an activation
   const void *mean, *rstd, *weight, *bias;
   void *dx, *dresidual;  // each may be null: not wanted
-  void* parameters;      // [units, 2, width] of the arithmetic's type: partial dweight and dbias, may be null: not wanted
+  void* parameters;      // [units, 2, width] of the arithmetic's type: partial dweight and dbias; may be null
   RowNormShape shape;
   Dtype dtype;
   ActivationSpec act;
@@ -66,7 +66,7 @@ constexpr int64_t kLongTile = 2048;
 // runs: samples that share partial parameter gradients, few enough for chains of additions in fp32.
 FASTNORM_INLINE int64_t samples_of_block(const RowNormShape& s) {
   if (long_runs(s)) return 64;
-  const int64_t share = (s.N + 63) / 64;
+  const int64_t share = (s.N + 31) / 32;
   return share < 16 ? 16 : share > 256 ? 256 : share;
 }
 
@@ -105,7 +105,7 @@ FASTNORM_INLINE int64_t parameter_units(const RowNormShape& s, Dtype dtype) {
   return s.N;
 }
 
-// A weight, bias or gradient of one. Number (i, j, k) in the order of memory of x, of [outer, rows, columns], is element
+// A weight, bias or gradient of one. Number (i, j, k) in the order of x's memory, of [outer, rows, columns], is element
 // i * outer_stride + j * row_stride + k * column_stride; where the column stride is 0 the columns of a row share it.
 struct Parameter {
   void* data = nullptr;
@@ -144,7 +144,8 @@ struct RowNormKernels {
 
   void (*runs_bwd)(const RowNormBwd&, int64_t block0, int64_t block1);
   void (*long_grad_sum)(const RowNormBwd&, ChannelSums* partial, int64_t n0, int64_t unit0, int64_t unit1);
-  void (*long_grad_write)(const RowNormBwd&, const RowGrad* grads, int64_t n0, int64_t n1, int64_t unit0, int64_t unit1);
+  void (*long_grad_write)(const RowNormBwd&, const RowGrad* grads, int64_t n0, int64_t n1, int64_t unit0,
+                          int64_t unit1);
   void (*planes_bwd)(const RowNormBwd&, int64_t set0, int64_t set1);
   void (*planes_grad_sum)(const RowNormBwd&, ChannelSums* partial, int64_t unit0, int64_t unit1);
   RowGrad (*planes_grad_finish)(const RowNormBwd&, int64_t set, const ChannelSums* partial);
@@ -160,6 +161,7 @@ struct RowNormKernels {
 // `again` the second look), moves that shift to the mean just found and returns false: sum again.
 bool row_norm_finish_fwd(const RowNormFwd& args, const ChannelSums* partial, double* shift, bool again);
 // Long runs: the numbers of `sets` sets from `set0` on, whose chunks' sums begin at partial.
-void row_norm_finish_bwd(const RowNormBwd& args, const ChannelSums* partial, int64_t set0, int64_t sets, RowGrad* grads);
+void row_norm_finish_bwd(const RowNormBwd& args, const ChannelSums* partial, int64_t set0, int64_t sets,
+                         RowGrad* grads);
 
 }  // namespace fastnorm
