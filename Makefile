@@ -28,9 +28,11 @@ CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
 demo: $(STAMPS)/demo $(STAMPS)/extension
 	$(PY) -m fastnorm demo $(ARGS)
 
+# One process per core, of two threads each. The slow half keeps each file's tests in one process: some need gigabytes.
+PYTEST := OMP_NUM_THREADS=2 $(PY) -m pytest --durations=10 -n auto
 test: $(STAMPS)/test $(STAMPS)/extension
-	$(PY) -m pytest -m "not slow and not gpu and not sanitizer" --durations=10 $(ARGS)
-	$(PY) -m pytest -m "slow and not gpu and not sanitizer" --durations=10 $(ARGS) || [ $$? -eq 5 ]  # 5: none
+	$(PYTEST) --dist worksteal -m "not slow and not gpu and not sanitizer" $(ARGS)
+	$(PYTEST) --dist loadfile -m "slow and not gpu and not sanitizer" $(ARGS) || [ $$? -eq 5 ]  # 5: none
 
 bench: $(STAMPS)/bench $(STAMPS)/extension
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
@@ -48,7 +50,7 @@ sanitize: $(STAMPS)/test $(STAMPS)/extension
 	CXX=$(SANITIZE_CXX) FASTNORM_BUILD=cpu FASTNORM_SANITIZE=1 $(PY) setup.py -q build_ext --build-lib build/sanitized
 	FASTNORM_EXTENSION=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0 \
 	  LD_PRELOAD="$$($(SANITIZE_CXX) -print-file-name=libasan.so) $$($(SANITIZE_CXX) -print-file-name=libstdc++.so.6)" \
-	  $(PY) -m pytest $(SANITIZE_TESTS) $(ARGS)
+	  $(PYTEST) --dist worksteal $(SANITIZE_TESTS) $(ARGS)
 
 lint: $(STAMPS)/lint
 	$(BIN)/ruff check .

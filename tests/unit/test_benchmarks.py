@@ -283,7 +283,10 @@ def test_gpu_dry_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_gpu_without_a_gpu_fails_plainly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gpu_without_a_gpu_fails_plainly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))  # main() takes it away: put it back
     assert gpu.main([str(tmp_path), "--only", "conformance,compare"]) == 1
     assert "torch sees no GPU here" in capsys.readouterr().out
 

@@ -196,7 +196,11 @@ def test_sparse_vector(cpu_backend: str, name: str) -> None:
         call(**{name: torch.ones(3).to_sparse()})
 
 
-@pytest.mark.parametrize("act", [nn.Sigmoid(), nn.Hardtanh(), "relu", torch.relu, nn.ReLU, 0.1], ids=str)
+@pytest.mark.parametrize(
+    "act",
+    [nn.Sigmoid(), nn.Hardtanh(), "relu", torch.relu, nn.ReLU, 0.1],
+    ids=["Sigmoid", "Hardtanh", "str", "function", "type", "float"],
+)
 def test_type_of_act(act: Any) -> None:
     makers: list[Callable[[], object]] = [
         lambda: fastnorm.BatchNorm1d(3, act=act),
