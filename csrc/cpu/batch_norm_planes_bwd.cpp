@@ -87,7 +87,9 @@ FASTNORM_INLINE void write_plane(const BatchNormBwd& args, const Act& act, const
   const GradRun<T> g(args, plane * args.shape.S + s0);
   const V mean = splat<V>(affine.mean), scale = splat<V>(affine.scale), bias = splat<V>(affine.bias);
   const V factor = splat<V>(grad.scale), slope = splat<V>(grad.slope), offset = splat<V>(grad.offset);
+  const T *next_x = next_channels(args, g.x), *next_dy = next_channels(args, g.dy);
   write_run(g.dx, s1 - s0, args.stream, [&](int64_t i, int n) {
+    prefetch(next_x + i), prefetch(next_dy + i);
     const V x = load(g.x + i, n);
     return dz_at<kWay>(g, i, n, x, mean, scale, bias, act) * factor + ((x - mean) * slope + offset);
   });

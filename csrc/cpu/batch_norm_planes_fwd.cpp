@@ -81,7 +81,9 @@ FASTNORM_INLINE void write_plane(const BatchNormFwd& args, const Act& act, const
   const V mean = splat<V>(affine.mean), scale = splat<V>(affine.scale), bias = splat<V>(affine.bias);
   const T* x = static_cast<const T*>(args.x) + at;
   const T* residual = kResidual ? static_cast<const T*>(args.residual) + at : nullptr;
+  const T* next = next_channels(args, x);
   write_run(static_cast<T*>(args.y) + at, s1 - s0, args.stream, [&](int64_t i, int n) {
+    prefetch(next + i);
     V z = normalized(load(x + i, n), mean, scale, bias);
     if constexpr (kResidual) z = z + load(residual + i, n);
     return act.forward(z);

@@ -59,21 +59,26 @@ struct ElementRows {
   }
 };
 
-// The sums of g = dz * weight and of g * (x - mean) of n elements. D is T, where dz is dy itself or dresidual, or the
-// arithmetic's type, where it is a tile.
-template <class T, class D>
-ChannelSums grad_sums(const T* x, const D* dz, const acc_t<T>* weight, int64_t n, acc_t<T> mean) {
+// The sums of g = dz * weight and of g * (x - mean) of n elements; with kParameters also their part of dweight and dbias.
+// D is T, where dz is dy itself or dresidual, or the arithmetic's type, where it is a tile.
+template <bool kParameters = false, class T, class D>
+ChannelSums grad_sums(const T* x, const D* dz, const acc_t<T>* weight, int64_t n, const SetNumbers<acc_t<T>>& set,
+                      acc_t<T>* dweight = nullptr, acc_t<T>* dbias = nullptr) {
   using V = vec_t<T>;
   constexpr int L = kLanes<T>;
-  const V middle = splat<V>(mean);
+  const V mean = splat<V>(set.mean), rstd = splat<V>(set.rstd);
   WideSum<V> wide_s, wide_q;
   each_chain<T>(n, [&](int64_t begin, int64_t length) {
     V s[4] = {}, q[4] = {};
     const auto step = [&](int64_t i, int m, int chain) {
-      V g = load(dz + i, m);
-      if (weight != nullptr) g = g * load(weight + i, m);
+      const V d = load(dz + i, m), centred = keep_first<T>(load(x + i, m) - mean, m);
+      const V g = weight == nullptr ? d : d * load(weight + i, m);
       s[chain] += g;
-      q[chain] += g * keep_first<T>(load(x + i, m) - middle, m);
+      q[chain] += g * centred;
+      if constexpr (kParameters) {
+        store(dweight + i, load(dweight + i, m) + (d * rstd) * centred, m);
+        store(dbias + i, load(dbias + i, m) + d, m);
+      }
     };
     const int64_t end = begin + length;
     int64_t i = begin;

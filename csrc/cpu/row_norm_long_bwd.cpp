@@ -13,9 +13,9 @@ template <class T>
 ChannelSums sum_piece(const RowNormBwd& args, int64_t set, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const int64_t at = set * args.shape.K, weights = set % args.shape.G * args.shape.K;
-  const A mean = numbers_of<A>(args, set).mean;
+  const SetNumbers<A> numbers = numbers_of<A>(args, set);
   const auto sums = [&](int64_t i, int64_t n, const auto* dz) {
-    return grad_sums(offset<T>(args.x, at + i), dz, offset<A>(args.weight, weights + i), n, mean);
+    return grad_sums(offset<T>(args.x, at + i), dz, offset<A>(args.weight, weights + i), n, numbers);
   };
   if (!args.act.active) return sums(begin, end - begin, offset<T>(args.dy, at + begin));
   A tile[kTile];

@@ -17,8 +17,9 @@ void sum_planes(const RowNormBwd& args, int64_t plane0, int64_t plane1, int64_t 
   using A = acc_t<T>;
   const int64_t S = args.shape.S;
   const auto add = [&](int64_t plane, int64_t s, int64_t n, const auto* dz) {
-    const A mean = numbers_of<A>(args, plane / args.shape.K).mean;
-    const ChannelSums part = grad_sums(offset<T>(args.x, plane * S + s), dz, static_cast<const A*>(nullptr), n, mean);
+    const SetNumbers<A> numbers = numbers_of<A>(args, plane / args.shape.K);
+    const T* x = offset<T>(args.x, plane * S + s);
+    const ChannelSums part = grad_sums(x, dz, static_cast<const A*>(nullptr), n, numbers);
     ChannelSums& total = sums[(plane - plane0) * stride];
     total.sum += part.sum, total.product += part.product;
   };

@@ -224,6 +224,9 @@ FASTNORM_INLINE void load_two(const bfloat16* p, vfloat& a, vfloat& b) {
 }
 #endif
 
+// Fetches the cache line of p into L2; p may lie outside of any tensor.
+FASTNORM_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 // n is the constant kLanes<T> in every main loop, where these are the full-register forms.
 template <class T>
 FASTNORM_INLINE vec_t<T> load(const T* p, int n) { return n == kLanes<T> ? load(p) : load_first(p, n); }
