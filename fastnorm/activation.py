@@ -24,6 +24,11 @@ class Activation(NamedTuple):
 IDENTITY = Activation(active=False)
 
 
+def act_repr(activation: Activation) -> str:
+    """What a module's extra_repr says of the activation fused into it."""
+    return f", act={activation}" if activation.active else ""
+
+
 def checked_activation(leak: float | None, sub: float | None, maxv: float | None, max_leak: float | None) -> Activation:
     """The activation with these numbers. ValueError for one that is no number, and for a max_leak without maxv."""
     numbers: list[float | None] = []

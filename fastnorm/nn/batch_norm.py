@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastnorm.activation import Activation, as_activation
+from fastnorm.activation import Activation, act_repr, as_activation
 from fastnorm.functional import batch_norm
 
 
@@ -98,8 +98,7 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        extra = f", act={self.activation}" if self.activation.active else ""
-        return super().extra_repr() + extra + (", unbiased=True" if self.unbiased else "")
+        return super().extra_repr() + act_repr(self.activation) + (", unbiased=True" if self.unbiased else "")
 
 
 _ARGUMENTS = """

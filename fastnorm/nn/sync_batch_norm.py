@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastnorm.activation import Activation, as_activation
+from fastnorm.activation import Activation, act_repr, as_activation
 from fastnorm.functional import synchronized_batch_norm
 from fastnorm.nn.batch_norm import _module_batch_norm
 
@@ -97,8 +97,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         return converted
 
     def extra_repr(self) -> str:
-        extra = f", act={self.activation}" if self.activation.active else ""
-        return super().extra_repr() + extra + (", unbiased=True" if self.unbiased else "")
+        return super().extra_repr() + act_repr(self.activation) + (", unbiased=True" if self.unbiased else "")
 
 
 def _several_processes(group: Any) -> bool:
