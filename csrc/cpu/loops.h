@@ -28,6 +28,10 @@ FASTNORM_INLINE void write_run(T* out, int64_t n, bool stream_out, F f) {
         const auto a = f(i, L), b = f(i + L, L), c = f(i + 2 * L, L), d = f(i + 3 * L, L);
         stream_pair(out + i, a, b), stream_pair(out + i + 2 * L, c, d);
       }
+      for (; i + 2 * L <= n; i += 2 * L) {
+        const auto a = f(i, L), b = f(i + L, L);
+        stream_pair(out + i, a, b);
+      }
     }
   }
   for (; i + 4 * L <= n; i += 4 * L) {

@@ -47,7 +47,8 @@ class SampleColumns {
   template <class O>
   void normalize(const T* x, O* out, int64_t rows, bool stream_out) const {
     const A *mean = columns_[kMean], *scale = columns_[kScale], *bias = columns_[kBias];
-    plan_.each(0, rows, [&](int64_t first, int64_t wide, int64_t width) {
+    const int64_t row0 = std::is_same_v<O, T> ? normalize_narrow(x, out, rows, stream_out) : 0;
+    plan_.each(row0, rows, [&](int64_t first, int64_t wide, int64_t width) {
       const T* p = x + first;
       write_rows(out + first, wide, width, stream_out, [=](int64_t i, int64_t c, int m) {
         return normalized(load(p + i, m), load(mean + c), load(scale + c), load(bias + c));
@@ -60,6 +61,26 @@ class SampleColumns {
   int64_t tile_rows() const { return tile_rows_; }
 
  private:
+  // Where the channels divide four vectors, their numbers stay in registers. Returns how many rows that served.
+  template <class O>
+  int64_t normalize_narrow(const T* x, O* y, int64_t rows, bool stream_out) const {
+    using V = vec_t<T>;
+    constexpr int L = kLanes<T>, K = 4;
+    const int64_t C = shape_.width(), served = K * L % C == 0 ? rows - rows % (K * L / C) : 0;
+    const bool streams = stream_out && reinterpret_cast<uintptr_t>(y) % kRegister == 0;
+    V mean[K], scale[K], bias[K];
+    for (int k = 0; k < K; ++k) {
+      mean[k] = load(columns_[kMean] + k * L), scale[k] = load(columns_[kScale] + k * L);
+      bias[k] = load(columns_[kBias] + k * L);
+    }
+    for (int64_t i = 0; i < served * C; i += K * L) {
+      V v[K];
+      for (int k = 0; k < K; ++k) v[k] = normalized(load(x + i + k * L), mean[k], scale[k], bias[k]);
+      if (streams) stream_pair(y + i, v[0], v[1]), stream_pair(y + i + 2 * L, v[2], v[3]);
+      else store_pair(y + i, v[0], v[1]), store_pair(y + i + 2 * L, v[2], v[3]);
+    }
+    return served;
+  }
   template <class F>
   void each(int64_t n, F f) const {
     for (int64_t g = 0; g < shape_.G; ++g) {

@@ -57,7 +57,8 @@ class Backward {
     A* dbias = dweight == nullptr ? nullptr : dweight + width_;
     const bool with_sums = dweight != nullptr && rows.dx != nullptr && K_ <= kShortColumns;
     for (int64_t j = 0; j < rows.count; ++j) {
-      const SetNumbers<A> set = rows.set[j] = numbers_of<A>(args_, (n + j) * args_.shape.G + g);
+      const SetNumbers<A> set = numbers_of<A>(args_, (n + j) * args_.shape.G + g);
+      rows.set[j] = set;  // (not read from there again: two stores and one load of both would stall)
       if (rows.dx == nullptr) continue;
       const ChannelSums sums =
           with_sums ? grad_sums<true>(rows.x_row(j), rows.dz_row(j), rows.weight, K_, set, dweight, dbias)

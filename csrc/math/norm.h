@@ -81,9 +81,10 @@ struct RowGrad {
 
 // The sums are of g and of g * (x - mean); rms has no mean to differentiate through.
 FASTNORM_INLINE RowGrad row_grad(double rstd, const ChannelSums& s, double n, bool rms, bool unbiased) {
+  const double share = 1 / n, degree = unbiased ? 1 / (n - 1) : share;  // no division is left in a loop over sets
   RowGrad g;
-  g.slope = -rstd * rstd * rstd * s.product / (unbiased ? n - 1 : n);
-  g.offset = rms ? 0 : -rstd * s.sum / n;
+  g.slope = -rstd * rstd * rstd * (s.product * degree);
+  g.offset = rms ? 0 : -rstd * (s.sum * share);
   return g;
 }
 
