@@ -155,8 +155,9 @@ def test_clipping_inside_the_step(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_training_with_a_grad_scaler(cls: Any) -> None:
+def test_training_with_a_grad_scaler(cls: Any, threads: None) -> None:
     """Steps with overflows against a run in fp32 without a scaler (O18)."""
+    torch.set_num_threads(1)
     results = []
     for scaled in (True, False):
         torch.manual_seed(0)
