@@ -63,13 +63,6 @@ def available() -> ModuleType | None:
     return _State.module
 
 
-def module() -> ModuleType:
-    """The extension's module. RuntimeError with the mending command without it."""
-    if _State.module is None:
-        raise RuntimeError(_State.missing)
-    return _State.module
-
-
 def isa() -> str | None:
     """The instruction set whose kernels run here ("default", "avx2", "avx512"); None without the extension."""
     return None if _State.module is None else _State.module.cpu_isa()

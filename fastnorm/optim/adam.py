@@ -11,7 +11,7 @@ from torch import Tensor
 from fastnorm.eager.adam import adam_step
 from fastnorm.ops.optim import ADAM
 from fastnorm.optim.fused import FusedOptimizer, check_options
-from fastnorm.optim.rule import Group, Rule, number
+from fastnorm.optim.rule import Group, Rule
 
 
 class AdamRule(Rule):
@@ -24,11 +24,18 @@ class AdamRule(Rule):
     def form(self, group: Group) -> Any:
         return group["amsgrad"]
 
-    def hyper(self, group: Group) -> list[float]:
+    def hyper(self, group: Group) -> list[Any]:
         beta1, beta2 = group["betas"]
         return [
-            number(group["lr"]), number(beta1), number(beta2), number(group["eps"]), number(group["weight_decay"]),
+            group["lr"], beta1, beta2, group["eps"], group["weight_decay"],
             group["decoupled_weight_decay"], group["eps_inside_sqrt"], group["maximize"],
+        ]  # fmt: skip
+
+    def numbers(self, hyper: list[Any], step: Any, first: bool) -> list[Any]:
+        lr, beta1, beta2, eps, decay, decoupled, inside, maximize = hyper
+        return [
+            -1 if maximize else 1, 1 - lr * decay if decoupled else 1, 0 if decoupled else decay, 1 - beta1, beta2,
+            1 - beta2, lr / (1 - beta1**step), 1 / (1 - beta2**step), eps if inside else 0, 0 if inside else eps,
         ]  # fmt: skip
 
     def reference(

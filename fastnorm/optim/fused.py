@@ -13,7 +13,9 @@ from torch import Tensor
 from fastnorm.eager.optim import random_key, rounded_at_random
 from fastnorm.ops.backend import chosen
 from fastnorm.ops.optim import TensorMoved, grads_of
-from fastnorm.optim.plan import Entry, StepPlan, real
+from fastnorm.optim.device import DeviceStep
+from fastnorm.optim.entry import Entry
+from fastnorm.optim.plan import StepPlan, real
 from fastnorm.optim.rule import HALF, Rule, number
 
 
@@ -96,8 +98,6 @@ class FusedOptimizer(torch.optim.Optimizer):
     @torch._disable_dynamo
     def _update(self) -> None:
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is not None and number(found_inf) != 0:
-            return
         groups = self.param_groups
         params = groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(g["params"] for g in groups))
         grads = grads_of(params)
@@ -106,35 +106,65 @@ class FusedOptimizer(torch.optim.Optimizer):
         active = params if len(grads) == len(params) else [p for p in params if p.grad is not None]
         plan = self._plan
         if plan is None or not plan.fits(self.rule, groups, self.state, active, chosen()):
+            if found_inf is not None and number(found_inf) != 0:  # before a state is made
+                return
             plan, grads = self._new_plan()
-        unscale = 1.0 if grad_scale is None else 1 / number(grad_scale)
-        check = found_inf is None and grad_scale is not None
         try:
-            self._apply(plan, grads, unscale, check)
+            self._apply(plan, grads, grad_scale, found_inf)
         except TensorMoved:
             plan, grads = self._new_plan()
-            self._apply(plan, grads, unscale, check)
+            self._apply(plan, grads, grad_scale, found_inf)
 
     def _new_plan(self) -> tuple[StepPlan, list[Tensor]]:
         plan = StepPlan(self.rule, self.param_groups, self.state, chosen(), self.defaults["differentiable"])
         self._plan = plan if plan.lasting else None
         return plan, plan.grads()
 
-    def _apply(self, plan: StepPlan, grads: list[Tensor], unscale: float, check: bool) -> None:
+    def _apply(self, plan: StepPlan, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        if plan.sole is not None and not plan.sole.waits:
+            self._apply_without_waiting(plan, plan.sole, grad_scale, found_inf)
+            return
+        if found_inf is not None and number(found_inf) != 0:
+            self._undo(plan)
+            return
+        unscale = 1.0 if grad_scale is None else 1 / number(grad_scale)
+        check = found_inf is None and grad_scale is not None
         try:
             multiplier = self._multiplier(plan, grads, unscale, check)
             if multiplier is None:
                 self._undo(plan)
                 return
             if plan.native is not None:
-                hyper = [float(value) for group in self.param_groups for value in self.rule.hyper(group)]
+                hyper = [number(value) for group in self.param_groups for value in self.rule.hyper(group)]
                 plan.native.step(grads, hyper, multiplier, self.param_groups[0]["seed"])
+            for device in plan.devices:
+                factor = None if multiplier == 1 else torch.full((), multiplier, device=device.device)
+                device.step(device.grads(), factor, None)
+            if plan.written:
                 torch.autograd.graph.increment_version(plan.written)
             for entry in plan.others:
                 self._reference_step(entry, multiplier)
         except Exception:
             self._undo(plan)
             raise
+        plan.new.clear()
+
+    def _apply_without_waiting(
+        self, plan: StepPlan, device: DeviceStep, grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        """Where everything lies on one device, the clipping, the loss scale and found_inf stay there too."""
+        own = device.grads()
+        factor = None if grad_scale is None else 1 / grad_scale.to(device.device).double()
+        max_norm = self.param_groups[0]["max_norm"]
+        if max_norm is not None or (grad_scale is not None and found_inf is None):
+            norm = device.squares(own).sqrt() * (1 if factor is None else factor.abs())
+            if found_inf is None and grad_scale is not None:
+                found_inf = (~norm.isfinite()).float()
+            if max_norm is not None:
+                clip = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+                factor = clip if factor is None else factor * clip
+        device.step(own, factor, found_inf)
+        torch.autograd.graph.increment_version(plan.written)
         plan.new.clear()
 
     def _undo(self, plan: StepPlan) -> None:
@@ -151,6 +181,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         if max_norm is None and not check:
             return unscale
         squares = plan.native.grad_norm(grads) ** 2 if plan.native is not None else 0.0
+        for device in plan.devices:
+            squares += device.squares(device.grads()).item()
         for entry in plan.others:
             assert entry.param.grad is not None
             squares += float(torch.linalg.vector_norm(real(entry.param.grad.detach()).double())) ** 2

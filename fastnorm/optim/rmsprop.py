@@ -11,7 +11,7 @@ from torch import Tensor
 from fastnorm.eager.rmsprop import rmsprop_step
 from fastnorm.ops.optim import RMSPROP
 from fastnorm.optim.fused import FusedOptimizer, check_options
-from fastnorm.optim.rule import Group, Rule, number
+from fastnorm.optim.rule import Group, Rule
 
 INITS = ("zeros", "first_grad", "ones")
 
@@ -34,11 +34,19 @@ class RmspropRule(Rule):
     def form(self, group: Group) -> Any:
         return group["momentum"] > 0, group["centered"]
 
-    def hyper(self, group: Group) -> list[float]:
+    def hyper(self, group: Group) -> list[Any]:
         return [
-            number(group["lr"]), number(group["alpha"]), number(group["eps"]), number(group["weight_decay"]),
-            number(group["momentum"]), group["centered"], group["eps_inside_sqrt"], group["decoupled_weight_decay"],
+            group["lr"], group["alpha"], group["eps"], group["weight_decay"],
+            group["momentum"], group["centered"], group["eps_inside_sqrt"], group["decoupled_weight_decay"],
             group["lr_in_momentum"], group["init"] == "first_grad", group["maximize"],
+        ]  # fmt: skip
+
+    def numbers(self, hyper: list[Any], step: Any, first: bool) -> list[Any]:
+        lr, alpha, eps, decay, momentum, _, inside, decoupled, early_lr, first_grad, maximize = hyper
+        return [
+            -1 if maximize else 1, 1 - lr * decay if decoupled else 1, 0 if decoupled else decay, alpha, 1 - alpha,
+            eps if inside else 0, 0 if inside else eps, momentum, lr if early_lr else 1,
+            1 if early_lr and momentum > 0 else lr, step == 1 if first_grad else 0,
         ]  # fmt: skip
 
     def initial(self, group: Group, name: str, like: Tensor) -> Tensor:

@@ -34,8 +34,12 @@ class Rule:
         """What decides about states and the kernel to take; cheap, for it is asked at every step."""
         raise NotImplementedError
 
-    def hyper(self, group: Group) -> list[float]:
-        """The numbers of a group, as the kernel's Hyper struct lists them (csrc/math)."""
+    def hyper(self, group: Group) -> list[Any]:
+        """The numbers of a group, as the kernel's Hyper struct lists them (csrc/math); some may be tensors."""
+        raise NotImplementedError
+
+    def numbers(self, hyper: list[Any], step: Any, first: bool) -> list[Any]:
+        """What the Triton kernel takes, as the kernel's Numbers struct lists it; for numbers or tensors."""
         raise NotImplementedError
 
     def initial(self, group: Group, name: str, like: Tensor) -> Tensor:
@@ -51,4 +55,4 @@ class Rule:
 
 def number(value: float | Tensor) -> float:
     """A hyper-parameter as the kernel takes it; one on a GPU is waited for."""
-    return value.item() if isinstance(value, Tensor) else value
+    return value.item() if isinstance(value, Tensor) else float(value)

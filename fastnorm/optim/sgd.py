@@ -11,7 +11,7 @@ from torch import Tensor
 from fastnorm.eager.sgd import sgd_step
 from fastnorm.ops.optim import SGD as KIND
 from fastnorm.optim.fused import FusedOptimizer, check_options
-from fastnorm.optim.rule import Group, Rule, number
+from fastnorm.optim.rule import Group, Rule
 
 
 class SgdRule(Rule):
@@ -27,10 +27,17 @@ class SgdRule(Rule):
     def form(self, group: Group) -> Any:
         return group["momentum"] != 0
 
-    def hyper(self, group: Group) -> list[float]:
+    def hyper(self, group: Group) -> list[Any]:
         return [
-            number(group["lr"]), number(group["momentum"]), number(group["dampening"]), number(group["weight_decay"]),
+            group["lr"], group["momentum"], group["dampening"], group["weight_decay"],
             group["decoupled_weight_decay"], group["nesterov"], group["lerp"], group["maximize"],
+        ]  # fmt: skip
+
+    def numbers(self, hyper: list[Any], step: Any, first: bool) -> list[Any]:
+        lr, momentum, dampening, decay, decoupled, nesterov, lerp, maximize = hyper
+        return [
+            -1 if maximize else 1, 1 - lr * decay if decoupled else 1, 0 if decoupled else decay, momentum,
+            1 - (momentum if lerp else dampening), momentum if nesterov else 0, lr, first and not lerp,
         ]  # fmt: skip
 
     def reference(

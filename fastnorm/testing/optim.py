@@ -23,16 +23,21 @@ def arithmetic_of(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in HALF else dtype
 
 
-def expectation(before: Tensor, exact: Tensor, peer: Tensor, dtype: torch.dtype) -> Expectation:
-    """Of a parameter or state after one step; before: in float64, what it was.
+def expectation(
+    before: Tensor, exact: Tensor, peer: Tensor, dtype: torch.dtype, nudged: Tensor | None = None
+) -> Expectation:
+    """Of a parameter or state after one step; before: in float64, what it was. nudged: exact, from a rounded gradient.
 
     Floor: old and new value and the way between them round a few times; the way is as long as the longest of the
-    tensor, for what it is made of may cancel.
+    tensor, for what it is made of may cancel. And the rounding of the gradient, weight decay added, goes as far as
+    the step carries it: where the gradient is small, an average's root may magnify it.
     """
     unit = unit_of(arithmetic_of(dtype))
     way = torch.nan_to_num((exact - before).abs(), 0.0, 0.0, 0.0)
     longest = way.max() if way.numel() else way.sum()
     floor = unit * (before.abs() + exact.abs() + 4 * longest)
+    if nudged is not None:
+        floor = floor + torch.nan_to_num((nudged - exact).abs(), 0.0, 0.0, 0.0)
     return Expectation(exact, peer.double(), floor, dtype)
 
 
@@ -46,8 +51,13 @@ def wide_dtype(dtype: torch.dtype, real_dtype: torch.dtype) -> torch.dtype:
     return real_dtype
 
 
-def twin(ours: torch.optim.Optimizer, params: Sequence[Tensor], make: Make, dtype: torch.dtype) -> list[Tensor]:
-    """Parameters and states, in a fixed order, after torch's step in this dtype from where ours stands."""
+def twin(
+    ours: torch.optim.Optimizer, params: Sequence[Tensor], make: Make, dtype: torch.dtype, nudge: float = 0.0
+) -> list[Tensor]:
+    """Parameters and states, in a fixed order, after torch's step in this dtype from where ours stands.
+
+    nudge: gradients are off by so much of themselves and of the weight decay that is added to them.
+    """
     copies = [p.detach().to(wide_dtype(p.dtype, dtype), copy=True).requires_grad_() for p in params]
     for p, source in zip(copies, params, strict=True):
         p.grad = None if source.grad is None else source.grad.detach().to(p.dtype)
@@ -61,6 +71,11 @@ def twin(ours: torch.optim.Optimizer, params: Sequence[Tensor], make: Make, dtyp
         for name, value in other.state.get(p, {}).items():
             if name != "step":  # torch leaves complex states as they are
                 other.state[p][name] = value.to(p.dtype)
+    if nudge:
+        for group in other.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad = p.grad + nudge * (p.grad.abs() + float(group["weight_decay"]) * p.detach().abs())
     other.step()
     return flat(other, copies)
 
@@ -78,6 +93,7 @@ def check_step(ours: torch.optim.Optimizer, params: Sequence[Tensor], make: Make
     arithmetic = torch.float64 if dtypes & {torch.float64, torch.complex128} else torch.float32
     before = {id(p): (p.detach().clone(), {k: v.clone() for k, v in ours.state.get(p, {}).items()}) for p in params}
     exact, peer = twin(ours, params, make, torch.float64), twin(ours, params, make, arithmetic)
+    nudged = twin(ours, params, make, torch.float64, nudge=unit_of(arithmetic))
     ours.step()
     got = flat(ours, params)
     assert len(got) == len(exact), f"{label}: {len(got)} tensors, torch has {len(exact)}"
@@ -85,8 +101,8 @@ def check_step(ours: torch.optim.Optimizer, params: Sequence[Tensor], make: Make
     for p in params:
         names = sorted(name for name, value in ours.state.get(p, {}).items() if isinstance(value, Tensor))
         old += [before[id(p)][1].get(name, torch.zeros_like(ours.state[p][name])) for name in names]
-    for index, (a, b, c, d) in enumerate(zip(old, exact, peer, got, strict=True)):
-        want = expectation(real(a).double(), real(b).double(), real(c).double(), real(d).dtype)
+    for index, (a, b, c, d, e) in enumerate(zip(old, exact, peer, got, nudged, strict=True)):
+        want = expectation(real(a).double(), real(b).double(), real(c).double(), real(d).dtype, real(e).double())
         check(real(d), want, f"{label}, tensor {index} {tuple(d.shape)}")
 
 

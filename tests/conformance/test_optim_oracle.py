@@ -20,6 +20,12 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.com
 BACKENDS = ("native", "eager")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(threads: None) -> None:
+    """Threads wait for one another where others use the cores too; their bits are test_optim_layouts.py's affair."""
+    torch.set_num_threads(1)
+
+
 def options(name: str) -> list[dict[str, Any]]:
     """All combinations of the switches of one optimizer, with numbers that are not its defaults."""
     if name == "SGD":
