@@ -139,6 +139,7 @@ int64_t update(const OptimTable& table, int64_t c, int64_t end) {
 void sgd(const OptimTable& table, int64_t chunk0, int64_t chunk1);
 void rmsprop(const OptimTable& table, int64_t chunk0, int64_t chunk1);
 void adam(const OptimTable& table, int64_t chunk0, int64_t chunk1);
+void adam_bwd(const AdamBwdArgs& args, int64_t chunk0, int64_t chunk1);
 void grad_squares(const OptimTable& table, double* squares, int64_t chunk0, int64_t chunk1);
 
 }  // namespace FASTNORM_ISA

@@ -5,7 +5,7 @@ namespace fastnorm {
 namespace FASTNORM_ISA {
 
 extern const OptimKernels optim_table;
-const OptimKernels optim_table = {sgd, rmsprop, adam, grad_squares};
+const OptimKernels optim_table = {sgd, rmsprop, adam, grad_squares, adam_bwd};
 
 }  // namespace FASTNORM_ISA
 }  // namespace fastnorm

@@ -65,4 +65,52 @@ struct Adam {
   }
 };
 
+// What the derivatives with respect to the numbers are made of: sums over all elements (docs/math.md, O6).
+enum AdamSum { kMoveSum, kParamSum, kAvgSum, kSquareSum, kUnbiasSum, kEpsSum, kDecaySum, kAdamSums };
+
+// The derivative of one step (O6). Upstream gradients of the new parameter and states come in `d`, those of the old
+// ones leave in it; terms are the summands of AdamSum.
+template <class V, bool kAmsgrad>
+struct AdamGrad {
+  Adam<V, kAmsgrad> step;
+  V zero, half, two, keep1;
+  bool inside;
+
+  explicit FASTNORM_INLINE AdamGrad(const AdamNumbers& n)
+      : step(n), zero(V{}), half(every_lane<V>(0.5)), two(every_lane<V>(2)), keep1(every_lane<V>(1 - n.fresh1)),
+        inside(n.eps_inside != 0) {}
+
+  // d: of parameter, gradient (only leaves), exp_avg, exp_avg_sq, max_exp_avg_sq.
+  template <class Root>
+  FASTNORM_INLINE void backward(V p, V grad, V m, V v, V largest, V* d, V* terms, Root root) const {
+    const V g = step.couples ? grad * step.grad + step.l2 * p : grad * step.grad;
+    const V new_m = step.average.moved(m, g), new_v = step.beta2 * v + (step.fresh2 * g) * g;
+    V second = new_v;
+    if constexpr (kAmsgrad) second = new_v <= largest ? largest : new_v;
+    const V r = root(second * step.unbias + step.eps_inside), denominator = r + step.eps_outside;
+    const V move = new_m / denominator, d_move = -step.step_size * d[0];
+    const V d_m = d[2] + d_move / denominator, d_denominator = -(d_move * move) / denominator;
+    const V d_root = r == zero ? zero : d_denominator / (two * r);  // sqrt counts as flat at 0
+    V d_second = d_root * step.unbias;
+    if constexpr (kAmsgrad) {  // at a tie half goes each way, as with torch.maximum
+      d_second = d_second + d[4];
+      const V share = new_v == largest ? d_second * half : new_v < largest ? zero : d_second;
+      d[4] = d_second - share;
+      d_second = share;
+    }
+    const V d_v = d[3] + d_second, d_g = step.average.fresh * d_m + two * step.fresh2 * g * d_v;
+    terms[kMoveSum] = d[0] * move;
+    terms[kParamSum] = d[0] * p;
+    terms[kAvgSum] = d_m * (m - g);
+    terms[kSquareSum] = d_v * (v - g * g);
+    terms[kUnbiasSum] = d_root * second;
+    terms[kEpsSum] = inside ? d_root : d_denominator;
+    terms[kDecaySum] = d_g * p;
+    d[0] = step.decay * d[0] + step.l2 * d_g;
+    d[1] = step.grad * d_g;
+    d[2] = keep1 * d_m;
+    d[3] = step.beta2 * d_v;
+  }
+};
+
 }  // namespace fastnorm

@@ -51,9 +51,22 @@ using OptimKernel = void (*)(const OptimTable&, int64_t chunk0, int64_t chunk1);
 // The sum of the squared gradients of each chunk.
 using OptimNormKernel = void (*)(const OptimTable&, double* squares, int64_t chunk0, int64_t chunk1);
 
+// Adam's derivative: old parameter, gradient and states, upstream gradients (null: zero), what is asked for (null: not).
+struct AdamBwdArgs {
+  const void* in[5];
+  const void* upstream[5];  // [1], of the gradient, is none
+  void* out[5];
+  const void* numbers;  // AdamNumbers
+  double* sums;         // kAdamSums for each chunk
+  int64_t numel;
+  bool wide, amsgrad;
+};
+using AdamBwdKernel = void (*)(const AdamBwdArgs&, int64_t chunk0, int64_t chunk1);
+
 struct OptimKernels {
   OptimKernel sgd, rmsprop, adam;
   OptimNormKernel norm;
+  AdamBwdKernel adam_bwd;
 };
 
 // Of the same instruction set as cpu_kernels().

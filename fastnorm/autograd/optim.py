@@ -21,6 +21,7 @@ class StepSpec:
 
     reference(tensors, values): the new parameter and states in differentiable PyTorch.
     hyper(numbers): the kernel's numbers from the hyper-parameters'.
+    fused_backward(tensors, upstream, hyper, step): the gradients of all inputs in one pass, for fp32 and fp64.
     """
 
     kind: int
@@ -29,6 +30,7 @@ class StepSpec:
     hyper: Callable[[Sequence[float]], list[float]]
     step: float = 0.0
     first: bool = False
+    fused_backward: Callable[[Sequence[Tensor], list[Tensor], list[float], float], Sequence[Tensor]] | None = None
 
 
 def _numbers(values: Sequence[Value]) -> list[float]:
@@ -48,6 +50,13 @@ class OptimStepFunction(torch.autograd.Function):
     def backward(ctx: Any, *dys: Tensor | None) -> tuple[Tensor | None, ...]:
         saved, create_graph = iter(ctx.saved_tensors), torch.is_grad_enabled()
         inputs = [next(saved) if number is None else number for number in ctx.numbers]
+        if not create_graph and ctx.spec.fused_backward is not None:
+            fused = _fused_backward(ctx.spec, inputs, dys)
+            if fused is not None:
+                return None, *(
+                    grad.to(value.dtype).reshape(value.shape) if need else None
+                    for grad, value, need in zip(fused, inputs, ctx.needs_input_grad[1:], strict=True)
+                )
         with torch.enable_grad():
             # Through a view of its own each, so that one tensor passed twice gets its two gradients apart.
             own = [
@@ -71,6 +80,16 @@ class OptimStepFunction(torch.autograd.Function):
 def _fused(spec: StepSpec, inputs: Sequence[Value]) -> tuple[Tensor, ...]:
     tensors = [t for t in inputs[: spec.tensors] if isinstance(t, Tensor)]
     return tuple(step_out(spec.kind, tensors, spec.hyper(_numbers(inputs[spec.tensors :])), spec.step, spec.first))
+
+
+def _fused_backward(spec: StepSpec, inputs: Sequence[Any], dys: Sequence[Tensor | None]) -> Sequence[Tensor] | None:
+    """None where the tensors are not all of one dtype that there is a kernel for."""
+    tensors = inputs[: spec.tensors]
+    if tensors[0].dtype not in (torch.float32, torch.float64) or any(t.dtype != tensors[0].dtype for t in tensors):
+        return None
+    assert spec.fused_backward is not None
+    upstream = [tensors[0].new_empty(0) if dy is None else dy for dy in dys]  # nothing stands for zeros
+    return spec.fused_backward(tensors, upstream, spec.hyper(_numbers(inputs[spec.tensors :])), spec.step)
 
 
 def optim_step(spec: StepSpec, inputs: Sequence[Value], backend: str) -> tuple[Tensor, ...]:

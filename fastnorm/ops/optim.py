@@ -70,6 +70,13 @@ def step_out(
     return torch.ops.fastnorm_optim.step_out.default(kind, tensors, hyper, step, first)
 
 
+def adam_bwd(
+    tensors: list[Tensor], upstream: list[Tensor], hyper: list[float], step: float
+) -> tuple[list[Tensor], Tensor]:
+    """The gradients of Adam's inputs, and the sums that those of its numbers are made of (docs/math.md, O6)."""
+    return torch.ops.fastnorm_optim.adam_bwd.default(tensors, upstream, hyper, step)
+
+
 def same_objects(a: list, b: list) -> bool:
     """Whether two lists hold the very same objects."""
     module = native.available()

@@ -136,6 +136,24 @@ def rmsprop_step(
     return _run(spec, [param, grad, *states], [lr, alpha, eps, weight_decay, momentum], backend)
 
 
+def _adam_backward(
+    tensors: Sequence[Tensor], upstream: list[Tensor], hyper: list[float], step: float
+) -> Sequence[Tensor]:
+    """O6: of the tensors, then of lr, the betas, eps and weight_decay."""
+    grads, sums = ops.adam_bwd(list(tensors), upstream, hyper, step)
+    lr, beta1, beta2, _, weight_decay, decoupled, *_ = hyper
+    move, param, avg, square, unbias, eps, decay = sums.tolist()
+    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+    values = (
+        -move / correction1 - (weight_decay * param if decoupled else 0),
+        avg - move * lr * step * beta1 ** (step - 1) / correction1**2,
+        square + unbias * step * beta2 ** (step - 1) / correction2**2,
+        eps,
+        -lr * param if decoupled else decay,
+    )
+    return [*grads, *(torch.tensor(value, dtype=torch.float64) for value in values)]
+
+
 def adam_step(
     param: Tensor,
     grad: Tensor,
@@ -175,5 +193,5 @@ def adam_step(
     def hyper(numbers: Sequence[float]) -> list[float]:
         return [*numbers, float(decoupled_weight_decay), float(eps_inside_sqrt), float(maximize)]
 
-    spec = StepSpec(ops.ADAM, 2 + len(states), reference, hyper, step=count)
+    spec = StepSpec(ops.ADAM, 2 + len(states), reference, hyper, step=count, fused_backward=_adam_backward)
     return _run(spec, [param, grad, *states], [lr, *betas, eps, weight_decay], backend)

@@ -147,6 +147,41 @@ def test_bits_of_the_step_in_place(dtype: torch.dtype, grad_mode: bool) -> None:
             assert torch.equal(new, p) and new.requires_grad == grad_mode
 
 
+@pytest.mark.parametrize("amsgrad", (False, True))
+@pytest.mark.parametrize("count", (0, 1, 17, 600, 40_000))
+@pytest.mark.parametrize(
+    "switches", ({}, {"decoupled_weight_decay": True, "maximize": True}, {"eps_inside_sqrt": True})
+)
+def test_adams_fused_backward_is_the_references(count: int, amsgrad: bool, switches: dict[str, bool]) -> None:
+    """At ties of amsgrad, where the average is zero, over several chunks, and with some upstream gradients only."""
+    states = [vector(3, count), vector(4, count, least=0.0)]
+    values = [vector(1, count), vector(2, count), *states]
+    with torch.no_grad():
+        for t in (values[1], states[0], states[1]):
+            t[::3] = 0.0
+    if amsgrad:
+        values.append((states[1].detach() * 0.9 + 0.1 * values[1].detach() ** 2).requires_grad_())
+        with torch.no_grad():
+            values[-1][1::2] *= 1.5
+            values[-1][::2] *= 0.5  # the ties are where both are 0
+    numbers = [scalar(x) for x in (0.1, 0.8, 0.9, 0.01, 0.0 if switches else 0.2)]
+    for upstream in ((True,) * (4 if amsgrad else 3), (True, False, False), (False, True, False), (False, False, True)):
+        found = []
+        for backend in ("native", "eager"):
+            outputs = adam_step(
+                *values, step=3, lr=numbers[0], betas=(numbers[1], numbers[2]), eps=numbers[3],
+                weight_decay=numbers[4], backend=backend, **switches,
+            )  # fmt: skip
+            pairs = [(y, vector(7 + i, count).detach()) for i, (y, u) in enumerate(zip(outputs, upstream)) if u]  # noqa: B905
+            found.append(
+                torch.autograd.grad(
+                    [y for y, _ in pairs], [*values, *numbers], [dy for _, dy in pairs], materialize_grads=True
+                )
+            )
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_the_first_step_of_sgd() -> None:
     p, g = vector(1), vector(2)
     for lerp in (False, True):
