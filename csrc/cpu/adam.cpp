@@ -7,14 +7,14 @@ namespace fastnorm {
 namespace FASTNORM_ISA {
 
 template <class V>
-using Plain = Adam<V, false>;
+using PlainAdam = Adam<V, false>;
 template <class V>
-using Amsgrad = Adam<V, true>;
+using AmsgradAdam = Adam<V, true>;
 
 void adam(const OptimTable& table, int64_t chunk0, int64_t chunk1) {
   while (chunk0 < chunk1) {
-    if (table.rows[table.chunks[chunk0].row].states == 2) chunk0 = update<Plain>(table, chunk0, chunk1);
-    else chunk0 = update<Amsgrad>(table, chunk0, chunk1);
+    if (table.rows[table.chunks[chunk0].row].states == 2) chunk0 = update<PlainAdam>(table, chunk0, chunk1);
+    else chunk0 = update<AmsgradAdam>(table, chunk0, chunk1);
   }
 }
 

@@ -127,6 +127,7 @@ int64_t update_alike(const OptimTable& table, int64_t c, int64_t end, Same same)
   return c;
 }
 
+// The names of the rules given here must differ from file to file: functions are told apart by them when they are linked.
 template <template <class> class Rule>
 int64_t update(const OptimTable& table, int64_t c, int64_t end) {
   const auto same = [](const OptimRow& a, const OptimRow& b) {
