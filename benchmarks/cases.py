@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
 
 from fastnorm.testing.cases import ACTS, NormCase, ReluCase, RowCase
 from fastnorm.testing.cases import DTYPES as TORCH_DTYPES
@@ -191,14 +192,33 @@ def all_cases(device: str = "cpu") -> list[Case]:
     ]
 
 
+class Selectable(Protocol):
+    """What `select` asks of a case."""
+
+    @property
+    def op(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def layout(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> Any: ...
+
+
+Chosen = TypeVar("Chosen", bound=Selectable)
+
+
 def select(
-    cases: list[Case],
+    cases: list[Chosen],
     *,
     columns: list[str] | None = None,
     substrings: list[str] | None = None,
     dtypes: list[str] | None = None,
     layouts: list[str] | None = None,
-) -> list[Case]:
+) -> list[Chosen]:
     """The cases of the named columns, dtypes and layouts whose name contains one of the substrings."""
     return [
         case

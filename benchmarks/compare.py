@@ -21,6 +21,8 @@ import torch
 from benchmarks.cases import DTYPES, LAYOUTS, Case, all_cases, select
 from benchmarks.machine import ROOT, describe
 from benchmarks.measure import Row, measure
+from benchmarks.optim import measure_optim
+from benchmarks.optim_cases import OptimCase, optim_cases
 from benchmarks.peers import peers_of
 from benchmarks.report import case_lines, summary_lines
 from benchmarks.timing import QUICK, Plan
@@ -49,8 +51,9 @@ def words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
 
-def chosen(args: argparse.Namespace) -> list[Case]:
-    return select(all_cases(args.device), columns=args.op, substrings=args.case, dtypes=args.dtype, layouts=args.layout)
+def chosen(args: argparse.Namespace) -> list[Case | OptimCase]:
+    cases: list[Case | OptimCase] = [*all_cases(args.device), *optim_cases(args.device)]
+    return select(cases, columns=args.op, substrings=args.case, dtypes=args.dtype, layouts=args.layout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +98,7 @@ def measure_in_workers(args: argparse.Namespace, arguments: list[str]) -> tuple[
     return rows, died
 
 
-def work(args: argparse.Namespace, cases: list[Case]) -> int:
+def work(args: argparse.Namespace, cases: list[Case | OptimCase]) -> int:
     """Measures the cases in this process; a line of JSON a row, flushed case by case."""
     threads = int(args.threads[0])
     torch.set_num_threads(threads)
@@ -106,7 +109,10 @@ def work(args: argparse.Namespace, cases: list[Case]) -> int:
             if time.monotonic() > end:
                 print(f"out of time: {len(cases) - number + 1} cases were not measured", flush=True)
                 break
-            rows = measure(case, peers_of(case, compile=args.compile), plan, threads=threads)
+            if isinstance(case, OptimCase):
+                rows = measure_optim(case, plan, threads=threads)
+            else:
+                rows = measure(case, peers_of(case, compile=args.compile), plan, threads=threads)
             part.writelines(json.dumps(row) + "\n" for row in rows)
             part.flush()
             print(

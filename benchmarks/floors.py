@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.cases import Case
+from benchmarks.optim_cases import OptimCase
 from benchmarks.timing import Run, rotate
 
 Pass = Callable[..., object]
 
 
-def make_floors(case: Case, *, sets: int = 1) -> dict[str, Run]:
+def make_floors(case: Case | OptimCase, *, sets: int = 1) -> dict[str, Run]:
     """`{"floor:NAME": run}`: each run moves the bytes that the case must, once, into memory it has.
 
     With several sets of buffers each run takes them in turn. The buffers are flat fp32 whatever the case's

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.floors import make_floors
+from benchmarks.optim_cases import OptimCase
 from benchmarks.oracle import Oracle
 from benchmarks.peers import Peer, prepare
 from benchmarks.timing import Plan, Run, Timing, interleave, make_clock, rotate
@@ -50,7 +51,7 @@ def input_sets(case: Case) -> int:
     return min(16, max(2, 1 + math.ceil(2 * cache / case.tensor_bytes)))
 
 
-def row(case: Case, candidate: str, threads: int, *, status: str, message: str = "") -> Row:
+def row(case: Case | OptimCase, candidate: str, threads: int, *, status: str, message: str = "") -> Row:
     """The fields that every row has."""
     return {
         "case": case.name,
@@ -68,7 +69,7 @@ def row(case: Case, candidate: str, threads: int, *, status: str, message: str =
     }
 
 
-def timed_row(case: Case, candidate: str, threads: int, timing: Timing) -> Row:
+def timed_row(case: Case | OptimCase, candidate: str, threads: int, timing: Timing) -> Row:
     fields = row(case, candidate, threads, status="noisy" if timing.noisy else "ok")
     return fields | {
         "quantiles_us": timing.quantiles_us(),

@@ -15,6 +15,7 @@ class Ratios(NamedTuple):
     eager: float | None
     compile: float | None
     floor: float | None
+    fused: float | None = None  # torch.optim's fused step
 
 
 def median(row: Row | None) -> float | None:
@@ -48,7 +49,8 @@ def ratios_of(candidates: dict[str, Row], name: str) -> Ratios | None:
         return None
     own = median(candidates[name])
     eager, compiled = median(candidates.get("eager")), median(candidates.get("compile"))
-    return Ratios(candidates[name], over(eager, own), over(compiled, own), over(own, floor_of(candidates)))
+    fused = over(median(candidates.get("fused")), own)
+    return Ratios(candidates[name], over(eager, own), over(compiled, own), over(own, floor_of(candidates)), fused)
 
 
 def all_ratios(rows: Iterable[Row], name: str = "fastnorm") -> list[Ratios]:

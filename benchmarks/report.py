@@ -22,6 +22,7 @@ def case_lines(rows: Sequence[Row]) -> list[str]:
     candidates = next(iter(by_case(rows).values()))
     floor = floor_of(candidates)
     eager, compiled = median(candidates.get("eager")), median(candidates.get("compile"))
+    fused = median(candidates.get("fused"))
     lines = []
     for name, row in candidates.items():
         if "quantiles_us" not in row:
@@ -30,7 +31,12 @@ def case_lines(rows: Sequence[Row]) -> list[str]:
         q, time = row["quantiles_us"], median(row)
         told = ""
         if not name.startswith("floor:"):
-            ratios = ((eager, time, "eager"), (compiled, time, "compile"), (time, floor, "floor"))
+            ratios = (
+                (eager, time, "eager"),
+                (fused, time, "fused"),
+                (compiled, time, "compile"),
+                (time, floor, "floor"),
+            )
             told = "".join(f"{r:8.2f}x {what}" for a, b, what in ratios if what != name and (r := over(a, b)))
         batches = f"{row['batches']} batches, {row['rejected_batches']} more disturbed"
         noisy = f"  noisy: {batches}" if row["status"] == "noisy" else ""
@@ -55,7 +61,7 @@ def summary_lines(results: Results) -> list[str]:
 
 
 def target_table(verdicts: Sequence[Verdict]) -> list[str]:
-    cells = [("case", "cases", "x eager", "x compile", "time / floor", "")]
+    cells = [("case", "cases", "x eager", "x compile", "x fused", "time / floor", "")]
     for v in verdicts:
         slowest_first = tuple(sorted(v.floor, reverse=True))
         over_floor = f"{slowest_first[0]:.2f} / {slowest_first[len(v.floor) // 2]:.2f}" if v.floor else "-"
@@ -65,6 +71,7 @@ def target_table(verdicts: Sequence[Verdict]) -> list[str]:
                 str(v.cases),
                 spread(v.eager) + bracket(v.target.eager),
                 spread(v.compile) + bracket(v.target.compile),
+                spread(v.fused) + bracket(v.target.fused),
                 over_floor + bracket(v.target.floor),
                 outcome(v),
             )

@@ -29,6 +29,8 @@ class Target:
     aim: float | None = None
     compile: float | None = None  # ... as torch.compile
     floor: float | None = None  # at most so many times the floor's time
+    fused: float | None = None  # at least so many times as fast as torch.optim's fused step
+    parameters: str = ""  # of an optimizer: its list of parameters
 
     def judges(self, row: Row) -> bool:
         return (
@@ -37,6 +39,7 @@ class Target:
             and self.layout in (None, row["layout"])
             and self.dtype in (None, row["dtype"])
             and (self.shape is None or list(self.shape) == row["shape"])
+            and (not self.parameters or f"/{self.parameters}/" in row["case"])
         )
 
 
@@ -53,7 +56,24 @@ LAYER, FUSED_LAYER, RMS = ("layer_norm",), ("layer_norm_residual_act",), ("rms_n
 GROUP, FUSED_GROUP, INSTANCE, POSITION = ("group_norm",), ("group_norm_act",), ("instance_norm",), ("layer_norm_2d",)
 NCHW, NHWC = "contiguous", "channels_last"
 
+RMSPROP, RMSPROP_ALL = ("rmsprop",), ("rmsprop_centered_momentum",)
+ADAM, MOMENTUM_SGD, CLIPPED = ("adam", "adamw"), ("sgd_momentum",), ("adam_clip",)
+OPTIMIZERS = ("sgd", *MOMENTUM_SGD, *RMSPROP, *RMSPROP_ALL, *ADAM)
+
+OPTIM_TARGETS = (
+    Target("optimizers, bf16 parameters (no target)", (*OPTIMIZERS, *CLIPPED), dtype="bf16"),
+    Target("Adam + unscale + clip", CLIPPED, fused=1.4),
+    Target("optimizers, 1000 tensors of 64", OPTIMIZERS, parameters="1000x64", fused=20, aim=40),
+    Target("optimizers, 400 groups", OPTIMIZERS, parameters="400groups", eager=10),
+    Target("RMSprop, ResNet-18 list", RMSPROP, parameters="resnet18", eager=3, aim=3.2),
+    Target("RMSprop, 50 M", RMSPROP, parameters="50m", eager=6, aim=7, floor=1.1),
+    Target("RMSprop centered, momentum", RMSPROP_ALL, eager=3),
+    Target("Adam, ResNet-18 list", ADAM, parameters="resnet18", eager=7, aim=8, fused=1.1),
+    Target("Adam, SGD momentum, 50 M", ADAM + MOMENTUM_SGD, parameters="50m", fused=1.0, floor=1.1),
+    Target("optimizers, other lists (no target)", OPTIMIZERS),
+)
 CPU_TARGETS = (
+    *OPTIM_TARGETS,
     Target("tiny tensor, module call, fwd + bwd", MODULES, eager=1.0, aim=1.5, compile=1.5),
     Target("eval mode", ("batch_norm_eval",), eager=1.0, compile=1.0),
     Target("row norms, tiny tensor, module call", ROW_MODULES, eager=1.0),
@@ -135,6 +155,7 @@ class Verdict:
     floor: tuple[float, ...]
     failed: int
     uncompared: int
+    fused: tuple[float, ...] = ()
 
     @property
     def passed(self) -> bool | None:
@@ -146,6 +167,7 @@ class Verdict:
                 kept(self.eager, self.target.eager),
                 kept(self.compile, self.target.compile),
                 kept([1 / x for x in self.floor], self.target.floor and 1 / self.target.floor),
+                kept(self.fused, self.target.fused),
             )
             if reached is not None
         ]
@@ -173,6 +195,7 @@ def judge(ratios: Iterable[Ratios], targets: Sequence[Target]) -> list[Verdict]:
             floor=tuple(one.floor for one in found if one.floor is not None),
             failed=sum(one.row["status"] in ("FAIL", "ERROR") for one in found),
             uncompared=sum(one.eager is None and one.row["status"] in ("ok", "noisy") for one in found),
+            fused=tuple(one.fused for one in found if one.fused is not None),
         )
         for target, found in taken.items()
         if found

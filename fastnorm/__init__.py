@@ -1,6 +1,6 @@
-"""fastnorm: fused normalization layers and activations that drop into PyTorch models."""
+"""fastnorm: fused normalization layers, activations and optimizers that drop into PyTorch models."""
 
-from fastnorm import functional, nn
+from fastnorm import functional, nn, optim
 from fastnorm._version import __version__
 from fastnorm.nn import (
     BatchNorm1d,
@@ -41,5 +41,6 @@ __all__ = [
     "explain",
     "functional",
     "nn",
+    "optim",
     "use_backend",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import fastnorm
 from fastnorm.demo.model import NORMS
 from fastnorm.demo.run import run_demo
-from fastnorm.demo.settings import RECIPES, DemoError, Settings, make_recipe
+from fastnorm.demo.settings import OPTS, RECIPES, DemoError, Settings, make_recipe
 from fastnorm.ops import BACKENDS
 
 
@@ -25,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--data", choices=list(RECIPES), default="digits", help="images to train on (default: digits)")
     demo.add_argument("--norm", choices=list(NORMS), default="batch", help="the net's norm layers (default: batch)")
+    demo.add_argument(
+        "--opt", choices=list(OPTS), default="sgd", help="the optimizer, as in the lessons (default: sgd)"
+    )
     demo.add_argument(
         "--root",
         type=Path,
@@ -62,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _settings(options: argparse.Namespace) -> Settings:
     """Raises DemoError when a value makes no sense."""
-    recipe = make_recipe(options.data, epochs=options.epochs, lr=options.lr, batch_size=options.batch_size)
+    recipe = make_recipe(
+        options.data, epochs=options.epochs, lr=options.lr, batch_size=options.batch_size, opt=options.opt
+    )
     if options.threads is not None and options.threads < 1:
         raise DemoError(f"--threads must be at least 1, got {options.threads}")
     if not 0 <= options.seed < 2**63:
@@ -70,8 +75,9 @@ def _settings(options: argparse.Namespace) -> Settings:
     return Settings(
         data=options.data,
         norm=options.norm,
+        opt=options.opt,
         recipe=recipe,
-        is_default=recipe == RECIPES[options.data] and options.norm == "batch",
+        is_default=recipe == RECIPES[options.data] and options.norm == "batch" and options.opt == "sgd",
         root=options.root.expanduser(),
         device=options.device,
         backend=options.backend,

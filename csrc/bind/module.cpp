@@ -1,4 +1,5 @@
-// The Python module fastnorm._C: loading it registers the ops; it also says which instruction set was chosen.
+// The Python module fastnorm._C: loading it registers the ops. It also says which instruction set was chosen, and asks
+// long lists of Python objects the questions that an optimizer has at every step.
 #include <Python.h>
 
 #include "op/cpu_kernels.h"
@@ -7,8 +8,62 @@ namespace {
 
 PyObject* cpu_isa(PyObject*, PyObject*) { return PyUnicode_FromString(fastnorm::cpu_kernels().isa); }
 
+bool is_list(PyObject* object, const char* name) {
+  if (PyList_Check(object)) return true;
+  PyErr_Format(PyExc_TypeError, "%s must be a list", name);
+  return false;
+}
+
+// The gradients of those parameters that have one.
+PyObject* grads_of(PyObject*, PyObject* params) {
+  static PyObject* const name = PyUnicode_InternFromString("grad");
+  if (!is_list(params, "params")) return nullptr;
+  PyObject* found = PyList_New(0);
+  if (found == nullptr) return nullptr;
+  for (Py_ssize_t i = 0; i < PyList_Size(params); ++i) {
+    PyObject* grad = PyObject_GetAttr(PyList_GetItem(params, i), name);
+    const bool kept = grad != nullptr && (grad == Py_None || PyList_Append(found, grad) == 0);
+    Py_XDECREF(grad);
+    if (!kept) {
+      Py_DECREF(found);
+      return nullptr;
+    }
+  }
+  return found;
+}
+
+// Whether two lists hold the very same objects.
+PyObject* same_objects(PyObject*, PyObject* args) {
+  PyObject *a, *b;
+  if (!PyArg_ParseTuple(args, "OO", &a, &b) || !is_list(a, "a") || !is_list(b, "b")) return nullptr;
+  bool same = PyList_Size(a) == PyList_Size(b);
+  for (Py_ssize_t i = 0; same && i < PyList_Size(a); ++i) same = PyList_GetItem(a, i) == PyList_GetItem(b, i);
+  return PyBool_FromLong(same);
+}
+
+// Whether the values of all dicts, one after the other, are the very objects of a list.
+PyObject* same_values(PyObject*, PyObject* args) {
+  PyObject *dicts, *values, *key, *value;
+  if (!PyArg_ParseTuple(args, "OO", &dicts, &values)) return nullptr;
+  if (!is_list(dicts, "dicts") || !is_list(values, "values")) return nullptr;
+  const Py_ssize_t count = PyList_Size(values);
+  Py_ssize_t seen = 0;
+  bool same = true;
+  for (Py_ssize_t i = 0; same && i < PyList_Size(dicts); ++i) {
+    PyObject* dict = PyList_GetItem(dicts, i);
+    if (!PyDict_Check(dict)) Py_RETURN_FALSE;
+    for (Py_ssize_t at = 0; same && PyDict_Next(dict, &at, &key, &value); ++seen) {
+      same = seen < count && PyList_GetItem(values, seen) == value;
+    }
+  }
+  return PyBool_FromLong(same && seen == count);
+}
+
 PyMethodDef methods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set whose kernels run here: default, avx2 or avx512."},
+    {"grads_of", grads_of, METH_O, "The gradients of those parameters that have one."},
+    {"same_objects", same_objects, METH_VARARGS, "Whether two lists hold the very same objects."},
+    {"same_values", same_values, METH_VARARGS, "Whether the values of all dicts are the very objects of a list."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -3,13 +3,14 @@
 #include <cstring>
 
 #include "op/cpu_kernels.h"
+#include "op/optim.h"
 
 namespace fastnorm {
 
-namespace isa_default { extern const CpuKernels table; }
+namespace isa_default { extern const CpuKernels table; extern const OptimKernels optim_table; }
 #if defined(FASTNORM_HAVE_X86_ISAS)
-namespace isa_avx2 { extern const CpuKernels table; }
-namespace isa_avx512 { extern const CpuKernels table; }
+namespace isa_avx2 { extern const CpuKernels table; extern const OptimKernels optim_table; }
+namespace isa_avx512 { extern const CpuKernels table; extern const OptimKernels optim_table; }
 #endif
 
 namespace {
@@ -19,7 +20,12 @@ bool allowed(const char* isa) {
   return wanted == nullptr || *wanted == '\0' || std::strcmp(wanted, isa) == 0;
 }
 
-const CpuKernels& choose() {
+struct Tables {
+  const CpuKernels& norms;
+  const OptimKernels& optimizers;
+};
+
+Tables choose() {
 #if defined(FASTNORM_HAVE_X86_ISAS)
   __builtin_cpu_init();
   // Every CPU with AVX2 has F16C, which not every compiler can ask for.
@@ -27,16 +33,21 @@ const CpuKernels& choose() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bf16");
-  if (avx512 && allowed("avx512")) return isa_avx512::table;
-  if (avx2 && allowed("avx2")) return isa_avx2::table;
+  if (avx512 && allowed("avx512")) return {isa_avx512::table, isa_avx512::optim_table};
+  if (avx2 && allowed("avx2")) return {isa_avx2::table, isa_avx2::optim_table};
 #endif
-  return isa_default::table;
+  return {isa_default::table, isa_default::optim_table};
 }
 
 }  // namespace
 
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels& chosen = choose();
+  static const CpuKernels& chosen = choose().norms;
+  return chosen;
+}
+
+const OptimKernels& optim_kernels() {
+  static const OptimKernels& chosen = choose().optimizers;
   return chosen;
 }
 

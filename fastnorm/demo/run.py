@@ -54,7 +54,8 @@ def _run(settings: Settings) -> int:
     histories = _train(nets, data, settings)
     summary = _summarise(settings, backend, nets, data, histories)
     print("", *report.summary_lines(summary), sep="\n")
-    stem = settings.out / (f"demo_{settings.data}" + ("" if settings.norm == "batch" else f"_{settings.norm}"))
+    named = [settings.data, *([settings.norm] if settings.norm != "batch" else [])]
+    stem = settings.out / "_".join(["demo", *named, *([settings.opt] if settings.opt != "sgd" else [])])
     save_figure(stem.with_suffix(".png"), histories, summary)
     stem.with_suffix(".json").write_text(json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
     print(f"\nwrote {stem.with_suffix('.png')} and {stem.with_suffix('.json')}")
@@ -91,7 +92,8 @@ def _print_head(settings: Settings, data: Data, backend: str) -> None:
     counts = f"{len(data.train_x)} training and {len(data.valid_x)} validation"
     print(f"data     {settings.data}: {counts} images, {size}")
     print(f"         training images: mean {data.train_x.mean():.4f}, std {data.train_x.std():.4f}")
-    print(f"recipe   {epochs} epochs at lr {lrs}, SGD (momentum {recipe.momentum:g}), batch {recipe.batch_size}")
+    named = f"SGD (momentum {recipe.momentum:g})" if settings.opt == "sgd" else f"the lessons' {settings.opt}"
+    print(f"recipe   {epochs} epochs at lr {lrs}, {named}, batch {recipe.batch_size}")
     print(f"on       {_device_words(settings.device)}, seed {settings.seed}, torch {torch.__version__}")
     name = norm_name(settings.norm)
     sizes = {"layer": "(nf, h, w)", "rms": "(nf, h, w)", "group": f"{GROUPS}, nf"}.get(settings.norm, "nf")
@@ -107,7 +109,7 @@ def _device_words(name: str) -> str:
 
 def _train(nets: Mapping[str, nn.Module], data: Data, settings: Settings) -> dict[str, History]:
     histories: dict[str, History] = {}
-    for histories in train(nets, data, settings.recipe, seed=settings.seed):
+    for histories in train(nets, data, settings.recipe, seed=settings.seed, opt=settings.opt):
         if len(histories["fastnorm"].epoch_loss) == 1:
             print(report.first_loss_line(histories), "", report.table_head(), sep="\n")
         print(report.table_row(histories), flush=True)

@@ -24,6 +24,14 @@ class Recipe:
     target: float
 
 
+# The lessons' own learning rates for their own optimizers; sgd takes the data set's.
+OPTS: dict[str, tuple[float, ...] | None] = {
+    "sgd": None,
+    "momentum": (0.2, 0.05),
+    "rmsprop": (3e-3, 1e-3),
+    "adam": (6e-3, 1e-3),
+}
+
 RECIPES = {
     # Seeds 0..9 end between 0.983 and 0.994 with these; ten epochs of both nets take a few seconds.
     "digits": Recipe(epochs=(6, 4), lrs=(0.1, 0.02), batch_size=64, momentum=0.9, first_kernel=3, target=0.97),
@@ -38,6 +46,7 @@ class Settings:
 
     data: str
     norm: str
+    opt: str
     recipe: Recipe
     is_default: bool
     root: Path
@@ -62,12 +71,15 @@ def parse_phases(text: str) -> tuple[float, ...]:
     return values
 
 
-def make_recipe(data: str, *, epochs: str | None, lr: str | None, batch_size: int | None) -> Recipe:
+def make_recipe(data: str, *, epochs: str | None, lr: str | None, batch_size: int | None, opt: str = "sgd") -> Recipe:
     """The data set's recipe with the user's changes; with fewer rates than phases, the last repeats.
 
     Raises DemoError when a value makes no sense.
     """
     recipe = RECIPES[data]
+    rates = OPTS[opt]
+    if rates is not None:
+        recipe = dataclasses.replace(recipe, lrs=rates)
     try:
         if epochs is not None:
             phases = parse_phases(epochs)

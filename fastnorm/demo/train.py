@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastnorm import optim
 from fastnorm.demo.data import Data, batches
 from fastnorm.demo.progress import Progress
 from fastnorm.demo.settings import DemoError, Recipe
@@ -28,8 +29,36 @@ class History:
     accuracy: list[float] = dataclasses.field(default_factory=list)
 
 
-def train(nets: Mapping[str, nn.Module], data: Data, recipe: Recipe, *, seed: int) -> Iterator[dict[str, History]]:
-    """Train every net with SGD on the same batches; yields all histories so far after each epoch.
+def torch_optimizer(opt: str, net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The nearest that torch.optim has to the lessons' optimizer of that name."""
+    params, lr = net.parameters(), recipe.lrs[0]
+    if opt == "momentum":  # an average of gradients is a sum of them times 1 - momentum
+        return torch.optim.SGD(params, lr, momentum=0.9, dampening=0.1)
+    if opt == "rmsprop":
+        return torch.optim.RMSprop(params, lr, alpha=0.99, eps=1e-5)
+    if opt == "adam":
+        return torch.optim.Adam(params, lr, betas=(0.9, 0.99), eps=1e-5)
+    return torch.optim.SGD(params, lr, momentum=recipe.momentum)
+
+
+def fastnorm_optimizer(opt: str, net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The lessons' optimizer of that name; "sgd" is the data set's."""
+    params, lr = net.parameters(), recipe.lrs[0]
+    if opt == "momentum":
+        return optim.SGD.lesson(params, lr)
+    if opt == "rmsprop":
+        return optim.RMSprop.lesson(params, lr)
+    if opt == "adam":
+        return optim.Adam.lesson(params, lr)
+    return optim.SGD(params, lr, momentum=recipe.momentum)
+
+
+def train(
+    nets: Mapping[str, nn.Module], data: Data, recipe: Recipe, *, seed: int, opt: str = "sgd"
+) -> Iterator[dict[str, History]]:
+    """Train every net on the same batches, the one called fastnorm with fastnorm.optim.
+
+    Yields all histories so far after each epoch.
 
     The nets take turns batch by batch, and who goes first changes with every batch: what else the machine
     does meets all of them alike. Raises DemoError when a loss is no longer finite.
@@ -37,7 +66,7 @@ def train(nets: Mapping[str, nn.Module], data: Data, recipe: Recipe, *, seed: in
     generator = torch.Generator().manual_seed(seed)
     histories = {name: History() for name in nets}
     optims = {
-        name: torch.optim.SGD(net.parameters(), lr=recipe.lrs[0], momentum=recipe.momentum)
+        name: (fastnorm_optimizer if name == "fastnorm" else torch_optimizer)(opt, net, recipe)
         for name, net in nets.items()
     }
     steps = len(list(batches(len(data.train_x), recipe.batch_size, generator=torch.Generator())))

@@ -53,6 +53,11 @@ class use_backend:
         _Choice.backend = self._before
 
 
+def chosen() -> str | None:
+    """The backend that use_backend or FASTNORM_BACKEND asks for; None where it is left open."""
+    return _Choice.backend
+
+
 def refusal(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Why this backend cannot serve tensors of this device type and dtype; None where it can."""
     if backend == "eager":

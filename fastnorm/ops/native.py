@@ -58,6 +58,11 @@ def missing() -> str | None:
     return None if _State.module is not None else _State.missing
 
 
+def available() -> ModuleType | None:
+    """The extension's module, or None without it."""
+    return _State.module
+
+
 def isa() -> str | None:
     """The instruction set whose kernels run here ("default", "avx2", "avx512"); None without the extension."""
     return None if _State.module is None else _State.module.cpu_isa()

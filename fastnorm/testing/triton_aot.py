@@ -55,6 +55,16 @@ class RowCase(Case):
 
 
 @dataclasses.dataclass(frozen=True)
+class OptimCase(Case):
+    """A step of an optimizer; the states are fp32, the parameter has an fp32 master where `master` is set."""
+
+    kind: int = 0  # SGD, RMSprop, Adam
+    states: int = 0
+    centered: bool = False
+    master: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Launch:
     """One kernel as compiled for one launch: its grid and its resources.
 
@@ -127,7 +137,9 @@ def launch(case: Case) -> None:
         x = x.contiguous(memory_format=torch.channels_last)
     residual = torch.empty_like(x) if case.residual else None
     numbers: Activation = ACTIVATION if case.act else (None, None, None, None)
-    if isinstance(case, RowCase):
+    if isinstance(case, OptimCase):
+        launch_optim(case, x)
+    elif isinstance(case, RowCase):
         launch_row_norm(case, x, residual, numbers)
     else:
         launch_batch_norm(case, x, residual, numbers)
@@ -156,6 +168,16 @@ def launch_row_norm(case: RowCase, x: Tensor, residual: Tensor | None, numbers: 
         x, weight, bias, residual, *sets, 1e-5, case.rms, False, case.act, *numbers
     )  # fmt: skip
     call["row_norm_bwd"](x, x, weight, bias, residual, mean, rstd, *sets, case.rms, False, True, case.act, *numbers)
+
+
+def launch_optim(case: OptimCase, x: Tensor) -> None:
+    kernels = triton_ops._import_kernels()
+    state = torch.empty(case.shape, dtype=torch.float64 if case.dtype == "fp64" else torch.float32, device="meta")
+    rounded = x if case.master else None
+    row = kernels.OptimRow(state if case.master else x, [state] * case.states, rounded, case.centered)
+    numbers = torch.empty(1, 11, dtype=torch.float64, device="meta")
+    scalar = torch.empty((), dtype=torch.float64, device="meta")
+    kernels.OptimTable([row]).step(case.kind, [x], [0], numbers, scalar, torch.empty((), device="meta"))
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int, int]:
@@ -219,7 +241,7 @@ def compile_in_subprocess(cases: Sequence[Case], arch: int) -> list[Launch]:
 
 
 def _case_from(fields: dict[str, Any]) -> Case:
-    kind = RowCase if "dims" in fields else Case
+    kind = OptimCase if "master" in fields else RowCase if "dims" in fields else Case
     return kind(**{**fields, "shape": tuple(fields["shape"])})
 
 

@@ -264,3 +264,27 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0].split() for line in lines] == [["25%", "epoch", "1"], ["50%", "epoch", "2"]]
     assert "\r" not in "".join(lines)
+
+
+def test_the_optimizers_of_the_demo() -> None:
+    """sgd is the same one twice; the others are the lessons' and the nearest of torch.optim."""
+    recipe = make_recipe("digits", epochs=None, lr="0.01", batch_size=None)
+    nets = [nn.Linear(4, 3) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    pair = [train.torch_optimizer("sgd", nets[0], recipe), train.fastnorm_optimizer("sgd", nets[1], recipe)]
+    for _ in range(30):
+        for net, optimizer in zip(nets, pair, strict=True):
+            optimizer.zero_grad()
+            net(torch.ones(2, 4)).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(nets[0].weight, nets[1].weight)
+    lesson = {opt: train.fastnorm_optimizer(opt, nets[0], recipe).param_groups[0] for opt in settings.OPTS}
+    assert lesson["momentum"]["lerp"] and lesson["adam"]["eps_inside_sqrt"]
+    assert lesson["rmsprop"]["init"] == "first_grad"
+    assert all(type(train.torch_optimizer(opt, nets[0], recipe)).__module__.startswith("torch") for opt in lesson)
+
+
+def test_the_optimizers_have_the_lessons_rates() -> None:
+    assert set(settings.OPTS) == {"sgd", "momentum", "rmsprop", "adam"}
+    assert make_recipe("digits", epochs=None, lr=None, batch_size=None, opt="adam").lrs == (6e-3, 1e-3)
+    assert make_recipe("digits", epochs=None, lr="0.5", batch_size=None, opt="adam").lrs == (0.5,)

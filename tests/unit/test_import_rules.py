@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "autograd": {"autograd", "ops", "eager"},
     "functional": {"functional", "autograd", "ops", "activation", "checks"},
     "nn": {"nn", "functional", "activation"},
-    "optim": {"optim", "ops"},
+    "optim": {"optim", "autograd", "ops", "eager"},
     "report": {"_version", "ops", "_build"},
 }
 ENTRY = {"", "__main__", "demo", "testing"}

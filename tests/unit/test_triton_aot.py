@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fastnorm.ops import triton as triton_ops
-from fastnorm.testing.triton_aot import SMS, Case, Launch, RowCase, compile_in_subprocess
+from fastnorm.testing.triton_aot import SMS, Case, Launch, OptimCase, RowCase, compile_in_subprocess
 
 pytest.importorskip("triton")
 
@@ -23,6 +23,11 @@ SHORT = [
     Case(HELD, "bf16", act=True),
     RowCase((32768, 1024), "bf16", act=True, residual=True, dims=1),
     RowCase((32, 64, 56, 56), "fp32", channels_last=True, act=True, residual=True, groups=32),
+]
+SHORT += [
+    OptimCase((1 << 20,), "fp32", kind=2, states=2),
+    OptimCase((1 << 20,), "bf16", kind=1, states=3, centered=True, master=True),
+    OptimCase((1 << 20,), "bf16", kind=0, states=1),
 ]
 LONG = [
     *(
@@ -47,6 +52,14 @@ LONG = [
     Case((256, 24, 14, 14), "fp32", act=True),
     Case((65536, 1024), "bf16", act=True),
 ]
+LONG += [
+    OptimCase((1 << 20,), dtype, kind=kind, states=states, centered=centered)
+    for dtype in ("fp32", "bf16", "fp64")
+    for kind, states, centered in (
+        (0, 0, False), (0, 1, False), (1, 1, False), (1, 2, False), (1, 2, True), (1, 3, True), (2, 2, False),
+        (2, 3, False),
+    )
+]  # fmt: skip
 ROWS = [
     *(
         RowCase(shape, dtype, act=fused, residual=fused, dims=1)
@@ -86,9 +99,9 @@ RESIDENT = {  # launch.Pass.programs_per_sm
     "row_norm_bwd_sums_kernel": 2,
     "row_norm_bwd_sweep_kernel": 2,
 }
-READS_TENSORS = ("stats_kernel", "apply", "reduce", "dx", "held", "sums", "sweep", "general_relu")
+READS_TENSORS = ("stats_kernel", "apply", "reduce", "dx", "held", "sums", "sweep", "general_relu", "optim")
 ONLY_READS = ("stats_kernel", "reduce", "sums")
-MODULES = ("general_relu", "batch_norm_fwd", "batch_norm_bwd", "row_norm_fwd", "row_norm_bwd")
+MODULES = ("general_relu", "batch_norm_fwd", "batch_norm_bwd", "row_norm_fwd", "row_norm_bwd", "optim")
 
 
 @functools.cache
@@ -133,6 +146,8 @@ def test_tensors_are_read_and_written_in_16_bytes(arch: int, which: str) -> None
         assert launch.loads.get(128, 0) + launch.loads.get(256, 0) > 0, launch
         if not any(name in launch.kernel for name in ONLY_READS):
             assert launch.stores.get(128, 0) + launch.stores.get(256, 0) > 0, launch
+        if isinstance(launch.case, OptimCase):
+            continue  # how many values there are is in its table: its masked last block stays narrow
         if launch.case.dtype in ("bf16", "fp16"):
             assert not launch.loads.get(16) and not launch.stores.get(16), launch
 

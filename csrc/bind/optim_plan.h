@@ -1,0 +1,94 @@
+// What is known of an optimizer's parameters between two steps: the table that the kernels take.
+#pragma once
+
+#include <deque>
+#include <memory>
+
+#include "bind/tensor.h"
+#include "op/optim.h"
+
+namespace fastnorm {
+
+enum class OptimKind : int64_t { sgd, rmsprop, adam };
+
+// What a row of the plan consists of, as fastnorm/optim/plan.py lists it.
+enum OptimPart : int64_t {
+  kMaster = 1,
+  kStep = 2,
+  kFirst = 4,       // SGD: the momentum buffer holds nothing yet
+  kStochastic = 8,
+  kCentered = 16,
+  kStateShift = 8,  // how many states, from this bit on
+};
+
+// Sizes and strides, without a heap of their own for ordinary tensors: a step looks at thousands of them.
+class OptimForm {
+ public:
+  explicit OptimForm(const Tensor& t);
+  OptimForm(OptimForm&&) = default;
+  bool is_of(const Tensor& t) const { return fits(t, true); }
+  bool has_sizes_of(const Tensor& t) const { return fits(t, false); }
+  size_t dims() const { return dims_; }
+  const int64_t* sizes() const { return more_ ? more_.get() : few_; }
+  const int64_t* strides() const { return sizes() + dims_; }
+
+ private:
+  bool fits(const Tensor& t, bool strides) const;
+  static constexpr size_t kFew = 5;
+  size_t dims_;
+  int64_t few_[2 * kFew];
+  std::unique_ptr<int64_t[]> more_;
+};
+
+// A tensor that is written, and where it lay when the plan was made.
+struct OptimPlace {
+  Tensor tensor;
+  void* data;
+
+  explicit OptimPlace(const Tensor& t) : tensor(t), data(t.data_ptr()) {}
+  bool unmoved() const { return tensor.data_ptr() == data; }
+};
+
+struct OptimEntry {
+  OptimForm form;  // the parameter's
+  bool dense = false, first = false;
+  size_t places = 0;        // how many of the plan's: parameter, master and states
+  bool counts = false;      // and one more, the step
+  int64_t group = 0, parameter = 0;
+  std::vector<size_t> order;  // the parameter's dims, slowest first
+  OptimLayout grad_layout;
+
+  explicit OptimEntry(const Tensor& param) : form(param) {}
+};
+
+class OptimPlan {
+ public:
+  // tensors: of each row its parameter, master, states and step, those that it has. rows: group, parts, parameter.
+  OptimPlan(OptimKind kind, const std::vector<Tensor>& tensors, const std::vector<int64_t>& rows);
+
+  // Takes this step's gradients; false if a tensor has moved since the plan was made.
+  bool take(const std::vector<Tensor>& grads);
+  void step(const std::vector<double>& hyper, double multiplier, int64_t seed);
+  double grad_norm();
+
+ private:
+  void add_row(const std::vector<Tensor>& tensors, size_t& at, int64_t group, int64_t parts, int64_t parameter);
+  void cut();
+  bool overlap() const;
+  template <class F>
+  void over_chunks(const F& f);
+  template <class Hyper, class Numbers, class Make>
+  void number(const std::vector<double>& hyper, int64_t seed, Make make, std::vector<Numbers>& sets);
+
+  OptimKind kind_;
+  std::vector<OptimRow> rows_;
+  std::vector<OptimEntry> entries_;
+  std::vector<OptimPlace> places_;  // of all entries, one after the other
+  std::deque<OptimLayout> layouts_;
+  std::vector<OptimChunk> chunks_;
+  std::vector<int64_t> weights_;  // bytes before each chunk, and of all
+  int64_t elements_ = 0;
+  bool in_turn_ = false;
+};
+
+}  // namespace fastnorm

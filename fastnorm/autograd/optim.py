@@ -1,0 +1,101 @@
+"""Optimizer steps under autograd: a fused step out of place, differentiated through the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fastnorm.autograd.route import transforms_active, wants_grad
+from fastnorm.ops.optim import step_out
+
+Value: TypeAlias = Tensor | float
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """One kind of step. Inputs are its tensors (parameter, gradient, states), then its hyper-parameters.
+
+    reference(tensors, values): the new parameter and states in differentiable PyTorch.
+    hyper(numbers): the kernel's numbers from the hyper-parameters'.
+    fused_backward(tensors, upstream, hyper, step): the gradients of all inputs in one pass, for fp32 and fp64.
+    """
+
+    kind: int
+    tensors: int
+    reference: Callable[[Sequence[Tensor], Sequence[Value]], tuple[Tensor, ...]]
+    hyper: Callable[[Sequence[float]], list[float]]
+    step: float = 0.0
+    first: bool = False
+    fused_backward: Callable[[Sequence[Tensor], list[Tensor], list[float], float], Sequence[Tensor]] | None = None
+
+
+def _numbers(values: Sequence[Value]) -> list[float]:
+    return [value.item() if isinstance(value, Tensor) else float(value) for value in values]
+
+
+class OptimStepFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spec: StepSpec, *inputs: Value) -> tuple[Tensor, ...]:
+        ctx.spec = spec
+        ctx.numbers = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+        ctx.set_materialize_grads(False)
+        return _fused(spec, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *dys: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved, create_graph = iter(ctx.saved_tensors), torch.is_grad_enabled()
+        inputs = [next(saved) if number is None else number for number in ctx.numbers]
+        if not create_graph and ctx.spec.fused_backward is not None:
+            fused = _fused_backward(ctx.spec, inputs, dys)
+            if fused is not None:
+                return None, *(
+                    grad.to(value.dtype).reshape(value.shape) if need else None
+                    for grad, value, need in zip(fused, inputs, ctx.needs_input_grad[1:], strict=True)
+                )
+        with torch.enable_grad():
+            # Through a view of its own each, so that one tensor passed twice gets its two gradients apart.
+            own = [
+                (value.view_as(value) if create_graph else value.detach().requires_grad_()) if need else value
+                for value, need in zip(inputs, ctx.needs_input_grad[1:], strict=True)
+            ]
+            wanted = [value for value, need in zip(own, ctx.needs_input_grad[1:], strict=True) if need]
+            outputs = ctx.spec.reference(own[: ctx.spec.tensors], own[ctx.spec.tensors :])
+            pairs = [
+                (y, dy) for y, dy in zip(outputs, dys, strict=True) if dy is not None and y.requires_grad
+            ]  # fmt: skip
+            found = iter(
+                torch.autograd.grad(
+                    [y for y, _ in pairs], wanted, [dy for _, dy in pairs],
+                    create_graph=create_graph, allow_unused=True,
+                )
+            )  # fmt: skip
+        return None, *(next(found) if need else None for need in ctx.needs_input_grad[1:])
+
+
+def _fused(spec: StepSpec, inputs: Sequence[Value]) -> tuple[Tensor, ...]:
+    tensors = [t for t in inputs[: spec.tensors] if isinstance(t, Tensor)]
+    return tuple(step_out(spec.kind, tensors, spec.hyper(_numbers(inputs[spec.tensors :])), spec.step, spec.first))
+
+
+def _fused_backward(spec: StepSpec, inputs: Sequence[Any], dys: Sequence[Tensor | None]) -> Sequence[Tensor] | None:
+    """None where the tensors are not all of one dtype that there is a kernel for."""
+    tensors = inputs[: spec.tensors]
+    if tensors[0].dtype not in (torch.float32, torch.float64) or any(t.dtype != tensors[0].dtype for t in tensors):
+        return None
+    assert spec.fused_backward is not None
+    upstream = [tensors[0].new_empty(0) if dy is None else dy for dy in dys]  # nothing stands for zeros
+    return spec.fused_backward(tensors, upstream, spec.hyper(_numbers(inputs[spec.tensors :])), spec.step)
+
+
+def optim_step(spec: StepSpec, inputs: Sequence[Value], backend: str) -> tuple[Tensor, ...]:
+    """The new parameter and states; differentiable in every tensor among the inputs."""
+    if transforms_active() or backend != "native":
+        return spec.reference([t for t in inputs[: spec.tensors] if isinstance(t, Tensor)], inputs[spec.tensors :])
+    if wants_grad(*(value for value in inputs if isinstance(value, Tensor))):
+        return OptimStepFunction.apply(spec, *inputs)
+    return _fused(spec, inputs)

@@ -1,0 +1,101 @@
+"""The compiled optimizer steps: a plan holds an optimizer's tensors between two steps, so that a step only takes
+gradients and numbers.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastnorm.ops import native
+
+SGD, RMSPROP, ADAM = range(3)  # as OptimKind in csrc/bind/optim_plan.h
+MASTER, STEP, FIRST, STOCHASTIC, CENTERED = (1 << i for i in range(5))  # as OptimPart there
+STATE_SHIFT = 8
+
+
+class TensorMoved(Exception):
+    """A tensor of a plan lies elsewhere than when it was made. Nothing was done: make a new plan."""
+
+
+@dataclass
+class Row:
+    """One parameter as a plan sees it; tensors: parameter, master, states, step, those that there are."""
+
+    group: int
+    parameter: int
+    tensors: list[Tensor]
+    states: int
+    parts: int = 0  # of the flags above
+
+
+@dataclass
+class Plan:
+    """Tensors of a whole optimizer, known to the kernels. Freed with this object."""
+
+    kind: int
+    rows: Sequence[Row]
+    handle: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        ops = torch.ops.fastnorm_optim
+        tensors = [t for row in self.rows for t in row.tensors]
+        numbers = [n for r in self.rows for n in (r.group, r.parts | r.states << STATE_SHIFT, r.parameter)]
+        self.handle = ops.prepare(self.kind, tensors, numbers)
+        self._step, self._grad_norm = ops.step.default, ops.grad_norm.default
+        weakref.finalize(self, ops.release.default, self.handle).atexit = False
+
+    def step(self, grads: list[Tensor], hyper: list[float], multiplier: float, seed: int) -> None:
+        """Updates everything in place. Raises TensorMoved."""
+        if not self._step(self.handle, grads, hyper, multiplier, seed):
+            raise TensorMoved
+
+    def grad_norm(self, grads: list[Tensor]) -> float:
+        """The norm of all gradients together. Raises TensorMoved."""
+        norm = self._grad_norm(self.handle, grads)
+        if norm < 0:
+            raise TensorMoved
+        return norm
+
+
+def step_out(
+    kind: int, tensors: list[Tensor], hyper: list[float], step: float = 0.0, first: bool = False
+) -> list[Tensor]:
+    """One step out of place: tensors are parameter, gradient, states; the new parameter and states come back."""
+    return torch.ops.fastnorm_optim.step_out.default(kind, tensors, hyper, step, first)
+
+
+def adam_bwd(
+    tensors: list[Tensor], upstream: list[Tensor], hyper: list[float], step: float
+) -> tuple[list[Tensor], Tensor]:
+    """The gradients of Adam's inputs, and the sums that those of its numbers are made of (docs/math.md, O6)."""
+    return torch.ops.fastnorm_optim.adam_bwd.default(tensors, upstream, hyper, step)
+
+
+def same_objects(a: list, b: list) -> bool:
+    """Whether two lists hold the very same objects."""
+    module = native.available()
+    if module is None:
+        return len(a) == len(b) and all(map(operator.is_, a, b))
+    return module.same_objects(a, b)
+
+
+def same_values(dicts: list[dict], values: list) -> bool:
+    """Whether the values of all dicts, one after the other, are the very objects of a list."""
+    module = native.available()
+    if module is None:
+        return same_objects([value for d in dicts for value in d.values()], values)
+    return module.same_values(dicts, values)
+
+
+def grads_of(params: list[Tensor]) -> list[Tensor]:
+    """The gradients of those parameters that have one."""
+    module = native.available()
+    if module is None:
+        return [p.grad for p in params if p.grad is not None]
+    return module.grads_of(params)

@@ -1,0 +1,105 @@
+"""The step on devices that Triton serves: one launch, its numbers on the device, nothing waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnorm.ops.optim import TensorMoved
+from fastnorm.ops.triton import optim_table
+from fastnorm.optim.entry import Entry
+from fastnorm.optim.rule import Rule, number
+
+
+def is_dense(t: Tensor) -> bool:
+    """Whether the elements fill one piece of memory, in any order of dims."""
+    reach = 1
+    for stride, size in sorted((t.stride(d), t.shape[d]) for d in range(t.dim()) if t.shape[d] != 1):
+        if stride != reach:
+            return t.numel() == 0
+        reach *= size
+    return True
+
+
+def fits_kernel(entry: Entry) -> bool:
+    """Whether the Triton kernel takes it: dense, its states in its own order and of one dtype."""
+    tensors = [entry.param, *entry.states, *([] if entry.master is None else [entry.master])]
+    alike = all(t.stride() == entry.param.stride() and not t.is_complex() for t in tensors)
+    return alike and is_dense(entry.param) and not entry.stochastic and len({t.dtype for t in entry.states}) <= 1
+
+
+class DeviceStep:
+    """All parameters of one device that the Triton kernel updates."""
+
+    def __init__(self, rule: Rule, entries: Sequence[Entry]) -> None:
+        self.rule, self.entries = rule, entries
+        self.device = entries[0].param.device
+        self.forms = [(e.param.shape, e.param.stride()) for e in entries]
+        self.steps = [e.step for e in entries if e.step is not None]
+        # Steps on the host can only be counted by waiting for found_inf.
+        self.waits = any(step.device != self.device for step in self.steps)
+        rows = [
+            (e.param, e.states, None, rule.centered(e.group))
+            if e.master is None
+            else (e.master, e.states, e.param, rule.centered(e.group))
+            for e in entries
+        ]
+        self.table = optim_table(rows)
+
+    def grads(self) -> list[Tensor]:
+        """In their parameters' order. Raises TensorMoved."""
+        found = []
+        for entry, (shape, stride) in zip(self.entries, self.forms, strict=True):
+            param, grad = entry.param, entry.param.grad
+            if grad is None or grad.layout != torch.strided or (param.shape, param.stride()) != (shape, stride):
+                raise TensorMoved
+            if grad.stride() != stride:
+                grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
+            found.append(grad.detach())
+        return found
+
+    def squares(self, grads: list[Tensor]) -> Tensor:
+        """The sum of the squares of all gradients, on the device."""
+        norms = torch._foreach_norm([g.float() if g.element_size() == 2 else g for g in grads])
+        return torch.stack([norm.double() for norm in norms]).square().sum()
+
+    def step(self, grads: list[Tensor], factor: Tensor | None, found_inf: Tensor | None) -> None:
+        """Updates everything. factor: of all gradients. Where found_inf is not 0, nothing changes."""
+        if self.steps:
+            torch._foreach_add_(self.steps, 1)
+            if found_inf is not None:
+                torch._foreach_sub_(self.steps, [found_inf.to(step.device) for step in self.steps])
+        numbers, sets = self._host_numbers() if self.waits or not self.steps else self._device_numbers()
+        self.table.step(self.rule.kind, grads, sets, numbers, factor, found_inf)
+        for entry in self.entries:
+            entry.first = False
+
+    def _host_numbers(self) -> tuple[Tensor, list[int]]:
+        """A set for each group and count of steps."""
+        known: dict[tuple[int, float, bool], int] = {}
+        values: list[list[float]] = []
+        sets = []
+        for entry in self.entries:
+            count = 0.0 if entry.step is None else entry.step.item()
+            key = (entry.at, count, entry.first)
+            if key not in known:
+                known[key] = len(values)
+                hyper = [number(value) for value in self.rule.hyper(entry.group)]
+                values.append([float(v) for v in self.rule.numbers(hyper, count, entry.first)])
+            sets.append(known[key])
+        on_host = torch.tensor(values, dtype=torch.float64, pin_memory=self.device.type == "cuda")
+        return on_host.to(self.device, non_blocking=True), sets
+
+    def _device_numbers(self) -> tuple[Tensor, list[int]]:
+        """A set for each parameter, computed where the steps and perhaps the learning rate are."""
+        rows = []
+        for entry in self.entries:
+            assert entry.step is not None
+            hyper = [v.to(self.device) if isinstance(v, Tensor) else float(v) for v in self.rule.hyper(entry.group)]
+            values: list[Any] = self.rule.numbers(hyper, entry.step.double(), entry.first)
+            rows += [torch.as_tensor(v, dtype=torch.float64, device=self.device).reshape(()) for v in values]
+        count = len(rows) // len(self.entries)
+        return torch.stack(rows).view(-1, count), list(range(len(self.entries)))

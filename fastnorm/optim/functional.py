@@ -1,0 +1,197 @@
+"""Optimizer steps out of place, with exact derivatives of any order: for learned optimizers and learned rates.
+
+Each takes a parameter, its gradient and its states and returns the new parameter and states; nothing is changed. One
+fused kernel does it on the CPU, with the bits of the optimizer classes' own step. Derivatives exist with respect to
+every tensor argument, hyper-parameters given as tensors included, and are finite where a squared average is 0 (there
+the root counts as having the derivative 0). vmap, jvp and the other transforms work, through the plain PyTorch
+reference.
+
+Tensors: any one shape, fp64, fp32, bf16, fp16 or complex; the states of a 16-bit parameter may be fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastnorm.autograd.optim import StepSpec, Value, optim_step
+from fastnorm.eager.adam import adam_step as reference_adam
+from fastnorm.eager.rmsprop import rmsprop_step as reference_rmsprop
+from fastnorm.eager.sgd import sgd_step as reference_sgd
+from fastnorm.ops import optim as ops
+from fastnorm.ops.backend import resolve
+
+
+def _run(spec: StepSpec, tensors: Sequence[Tensor], values: Sequence[Value], backend: str | None) -> tuple[Tensor, ...]:
+    param = tensors[0]
+    for t in tensors[1:]:
+        if t.shape != param.shape:
+            raise ValueError(f"all tensors must have param's shape {tuple(param.shape)}, one has {tuple(t.shape)}")
+        if t.device != param.device or t.is_complex() != param.is_complex():
+            raise ValueError(
+                f"all tensors must be as param on {param.device} and real or complex, one is not: {t.dtype}"
+            )
+    for value in values:
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"a hyper-parameter given as a tensor must have one element, got {tuple(value.shape)}")
+    if not param.is_complex():
+        return optim_step(spec, [*tensors, *values], resolve(param, backend))
+    pairs = [torch.view_as_real(t.resolve_conj()) for t in tensors]
+    new = optim_step(spec, [*pairs, *values], resolve(pairs[0], backend))
+    return tuple(torch.view_as_complex(t) for t in new)
+
+
+def sgd_step(
+    param: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor | None = None,
+    *,
+    lr: Value = 1e-3,
+    momentum: Value = 0.0,
+    dampening: Value = 0.0,
+    weight_decay: Value = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    lerp: bool = False,
+    decoupled_weight_decay: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, ...]:
+    """One step of `fastnorm.optim.SGD`: returns `(param,)`, or `(param, momentum_buffer)` with momentum.
+
+    momentum_buffer: None at the first step, where the buffer becomes the gradient (with lerp it starts at zero).
+    Raises ValueError for shapes or devices that differ, and for a buffer without momentum.
+    """
+    moving = isinstance(momentum, Tensor) or momentum != 0
+    if not moving and momentum_buffer is not None:
+        raise ValueError("momentum_buffer was given, but momentum is 0")
+    first = moving and momentum_buffer is None
+    states = []
+    if moving:
+        half = param.dtype in (torch.bfloat16, torch.float16)
+        empty = torch.zeros_like(param, dtype=torch.float32 if half else None, requires_grad=False)
+        states = [empty if momentum_buffer is None else momentum_buffer]
+
+    def reference(tensors: Sequence[Tensor], values: Sequence[Value]) -> tuple[Tensor, ...]:
+        lr, momentum, dampening, weight_decay = values
+        return reference_sgd(
+            tensors[0], tensors[1], tensors[2] if moving else None, lr=lr, momentum=momentum, dampening=dampening,
+            weight_decay=weight_decay, decoupled=decoupled_weight_decay, nesterov=nesterov, lerp=lerp,
+            maximize=maximize, first=first,
+        )  # fmt: skip
+
+    def hyper(numbers: Sequence[float]) -> list[float]:
+        return [*numbers, float(decoupled_weight_decay), float(nesterov), float(lerp), float(maximize)]
+
+    spec = StepSpec(ops.SGD, 2 + len(states), reference, hyper, first=first)
+    return _run(spec, [param, grad, *states], [lr, momentum, dampening, weight_decay], backend)
+
+
+def rmsprop_step(
+    param: Tensor,
+    grad: Tensor,
+    square_avg: Tensor,
+    momentum_buffer: Tensor | None = None,
+    grad_avg: Tensor | None = None,
+    *,
+    lr: Value = 1e-2,
+    alpha: Value = 0.99,
+    eps: Value = 1e-8,
+    weight_decay: Value = 0.0,
+    momentum: Value = 0.0,
+    maximize: bool = False,
+    first_grad: bool = False,
+    eps_inside_sqrt: bool = False,
+    decoupled_weight_decay: bool = False,
+    lr_in_momentum: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, ...]:
+    """One step of `fastnorm.optim.RMSprop`: returns `(param, square_avg)`, then what was given of the other two.
+
+    momentum_buffer: given with momentum. grad_avg: given for the centered form. first_grad: the squared average
+    starts at this gradient's square instead of at `square_avg`.
+    Raises ValueError for shapes or devices that differ, and for momentum without a buffer or the reverse.
+    """
+    moving = isinstance(momentum, Tensor) or momentum != 0
+    if moving != (momentum_buffer is not None):
+        raise ValueError("momentum and momentum_buffer must be given together")
+    states = [t for t in (square_avg, momentum_buffer, grad_avg) if t is not None]
+
+    def reference(tensors: Sequence[Tensor], values: Sequence[Value]) -> tuple[Tensor, ...]:
+        lr, alpha, eps, weight_decay, momentum = values
+        rest = iter(tensors[3:])
+        return reference_rmsprop(
+            tensors[0], tensors[1], tensors[2], next(rest) if moving else None,
+            next(rest) if grad_avg is not None else None, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay,
+            momentum=momentum, eps_inside=eps_inside_sqrt, decoupled=decoupled_weight_decay,
+            lr_in_momentum=lr_in_momentum, first_grad=first_grad, maximize=maximize,
+        )  # fmt: skip
+
+    def hyper(numbers: Sequence[float]) -> list[float]:
+        switches = (grad_avg is not None, eps_inside_sqrt, decoupled_weight_decay, lr_in_momentum, first_grad, maximize)
+        return [*numbers, *map(float, switches)]
+
+    spec = StepSpec(ops.RMSPROP, 2 + len(states), reference, hyper, step=1.0 if first_grad else 2.0)
+    return _run(spec, [param, grad, *states], [lr, alpha, eps, weight_decay, momentum], backend)
+
+
+def _adam_backward(
+    tensors: Sequence[Tensor], upstream: list[Tensor], hyper: list[float], step: float
+) -> Sequence[Tensor]:
+    """O6: of the tensors, then of lr, the betas, eps and weight_decay."""
+    grads, sums = ops.adam_bwd(list(tensors), upstream, hyper, step)
+    lr, beta1, beta2, _, weight_decay, decoupled, *_ = hyper
+    move, param, avg, square, unbias, eps, decay = sums.tolist()
+    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+    values = (
+        -move / correction1 - (weight_decay * param if decoupled else 0),
+        avg - move * lr * step * beta1 ** (step - 1) / correction1**2,
+        square + unbias * step * beta2 ** (step - 1) / correction2**2,
+        eps,
+        -lr * param if decoupled else decay,
+    )
+    return [*grads, *(torch.tensor(value, dtype=torch.float64) for value in values)]
+
+
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None = None,
+    *,
+    step: int | float | Tensor,
+    lr: Value = 1e-3,
+    betas: tuple[Value, Value] = (0.9, 0.999),
+    eps: Value = 1e-8,
+    weight_decay: Value = 0.0,
+    maximize: bool = False,
+    decoupled_weight_decay: bool = False,
+    eps_inside_sqrt: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, ...]:
+    """One step of `fastnorm.optim.Adam`: returns `(param, exp_avg, exp_avg_sq)` and, if given, `max_exp_avg_sq`.
+
+    step: which step of this parameter it is, counted from 1; it has no derivative. max_exp_avg_sq: given for amsgrad.
+    AdamW is `decoupled_weight_decay=True`.
+    Raises ValueError for shapes or devices that differ, and for a step below 1.
+    """
+    count = step.item() if isinstance(step, Tensor) else float(step)
+    if not count >= 1:
+        raise ValueError(f"step must be at least 1 (it is counted from 1), got {count:g}")
+    states = [t for t in (exp_avg, exp_avg_sq, max_exp_avg_sq) if t is not None]
+
+    def reference(tensors: Sequence[Tensor], values: Sequence[Value]) -> tuple[Tensor, ...]:
+        lr, beta1, beta2, eps, weight_decay = values
+        return reference_adam(
+            tensors[0], tensors[1], tensors[2], tensors[3], tensors[4] if max_exp_avg_sq is not None else None,
+            step=count, lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
+            decoupled=decoupled_weight_decay, eps_inside=eps_inside_sqrt, maximize=maximize,
+        )  # fmt: skip
+
+    def hyper(numbers: Sequence[float]) -> list[float]:
+        return [*numbers, float(decoupled_weight_decay), float(eps_inside_sqrt), float(maximize)]
+
+    spec = StepSpec(ops.ADAM, 2 + len(states), reference, hyper, step=count, fused_backward=_adam_backward)
+    return _run(spec, [param, grad, *states], [lr, *betas, eps, weight_decay], backend)

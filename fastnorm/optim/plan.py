@@ -1,0 +1,100 @@
+"""Between two steps: which tensors an optimizer updates, in which way, and whether that still holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnorm.ops import optim as ops
+from fastnorm.ops.backend import resolve
+from fastnorm.optim.device import DeviceStep, fits_kernel
+from fastnorm.optim.entry import Entry, make_entries
+from fastnorm.optim.rule import Group, Rule
+
+PLAIN = (Tensor, torch.nn.Parameter)  # a subclass may not lie where its data_ptr says
+
+
+def backend_of(entry: Entry) -> str:
+    """What updates this parameter; `eager` is the reference, one parameter after the other."""
+    param = entry.param
+    if type(param) not in PLAIN or param.layout != torch.strided:
+        return "eager"
+    backend = resolve(torch.view_as_real(param.detach()) if param.is_complex() else param)
+    return "eager" if backend == "triton" and not fits_kernel(entry) else backend
+
+
+def real(t: Tensor) -> Tensor:
+    """A complex tensor as its pairs of real numbers."""
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
+def native_plan(rule: Rule, entries: Sequence[Entry]) -> ops.Plan:
+    rows = []
+    for e in entries:
+        tensors = [e.param.detach() if e.param.is_complex() else e.param]
+        parts = ops.FIRST * e.first | ops.STOCHASTIC * e.stochastic | ops.CENTERED * rule.centered(e.group)
+        if e.master is not None:
+            tensors.append(e.master)
+            parts |= ops.MASTER
+        tensors = [real(t) for t in (*tensors, *e.states)]
+        if e.step is not None:
+            tensors.append(e.step)
+            parts |= ops.STEP
+        rows.append(ops.Row(e.at, e.parameter, tensors, len(e.states), parts))
+    return ops.Plan(rule.kind, rows)
+
+
+def form(rule: Rule, groups: list[Group]) -> list[tuple[Any, ...]]:
+    """What a plan depends on besides tensors."""
+    return [
+        (len(g["params"]), rule.form(g), g["master_weights"], g["stochastic_rounding"], g.get("capturable"))
+        for g in groups
+    ]
+
+
+class StepPlan:
+    """All that a step can take over from the last one, if `fits` says that nothing has changed."""
+
+    def __init__(self, rule: Rule, groups: list[Group], states: Any, choice: str | None, graph: bool) -> None:
+        """graph: the step is to be differentiated, which only the reference can."""
+        entries = make_entries(rule, groups, states)
+        served = ["eager" if graph else backend_of(e) for e in entries]
+        mine = [e for e, backend in zip(entries, served, strict=True) if backend == "native"]
+        on_device = [e for e, backend in zip(entries, served, strict=True) if backend == "triton"]
+        self.others = [e for e, backend in zip(entries, served, strict=True) if backend == "eager"]
+        self.new = [e for e in entries if e.first]
+        devices = {e.param.device for e in on_device}
+        self.devices = [DeviceStep(rule, [e for e in on_device if e.param.device == d]) for d in devices]
+        self.params = [e.param for e in mine]
+        self.native = native_plan(rule, mine) if mine else None
+        self.complex = any(p.is_complex() for p in self.params)
+        self.lasting = not self.others and not self.complex
+        # All on one device: the step need not wait for it.
+        self.sole = self.devices[0] if len(devices) == 1 and not mine and not self.others else None
+        self.all_params = [e.param for e in entries]
+        self.choice = choice
+        self.form = form(rule, groups)
+        self.snapshot = list(states.values())
+        self.dicts = [e.state for e in entries]
+        self.values = [value for state in self.dicts for value in state.values()]
+        updated = [*mine, *on_device]
+        states_of = [t for e in updated for t in (*e.states, *([e.master] if e.master is not None else []))]
+        self.written = [t for t in (*(e.param for e in updated), *states_of) if not t.is_inference()]
+
+    def fits(self, rule: Rule, groups: list[Group], states: Any, active: list[Tensor], choice: str | None) -> bool:
+        return (
+            self.lasting
+            and self.choice == choice
+            and ops.same_objects(active, self.all_params)
+            and ops.same_objects(list(states.values()), self.snapshot)
+            and ops.same_values(self.dicts, self.values)
+            and self.form == form(rule, groups)
+        )
+
+    def grads(self) -> list[Tensor]:
+        """Of the parameters that the compiled kernels update."""
+        found = ops.grads_of(self.params)
+        return [real(g) for g in found] if self.complex else found
