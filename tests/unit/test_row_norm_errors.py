@@ -176,9 +176,7 @@ def test_what_is_no_tensor(name: str, argument: str) -> None:
 
 
 @every_function
-@pytest.mark.parametrize(
-    "act", [nn.Sigmoid(), "relu", torch.relu, 0.1], ids=["Sigmoid", "str", "function", "float"]
-)
+@pytest.mark.parametrize("act", [nn.Sigmoid(), "relu", torch.relu, 0.1], ids=["Sigmoid", "str", "function", "float"])
 def test_type_of_act(name: str, act: Any) -> None:
     with pytest.raises(ValueError, match=r"act must be a GeneralRelu.*or None, got") as caught:
         FUNCTIONS[name](x(), act=act)
