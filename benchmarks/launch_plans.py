@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -22,11 +21,12 @@ H200 = 132  # SMs: what the GPU targets are for
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """One launch as data: which kernel, how many programs, of what blocks, over which tensors.
+    """One launch as data: of which op which kernel, how many programs, of what blocks, over which tensors.
 
     tensors: elements and bytes of every tensor argument. partials: bytes of those that hold partial results.
     """
 
+    op: str
     kernel: str
     grid: tuple[int, ...]
     warps: int
@@ -107,22 +107,33 @@ def recording(sms: int = H200) -> Iterator[list[Planned]]:
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
-    numbers = importlib.import_module("fastnorm.kernels.launch")
+    kernels = triton._import_kernels()
     recorded: list[Planned] = []
+    calls: list[str] = []
 
     def record(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> None:
-        recorded.append(planned(self, args, tuple(grid), named))
+        recorded.append(planned(calls[-1], self, args, tuple(grid), named))
+
+    def named_call(op: str, launcher: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            calls.append(op)
+            return launcher(*args)
+
+        return call
 
     with ExitStack() as stack:
+        named = {op: named_call(op, launcher) for op, launcher in kernels.LAUNCHERS.items()}
+        stack.enter_context(mock.patch.dict(kernels.LAUNCHERS, named))
         for kind in (JITFunction, InterpretedFunction):
             stack.enter_context(mock.patch.object(kind, "run", record))
-        stack.enter_context(mock.patch.object(numbers, "sm_count", lambda x: sms))
+        stack.enter_context(mock.patch.object(kernels.launch, "sm_count", lambda x: sms))
         yield recorded
 
 
-def planned(kernel: Any, args: tuple[Any, ...], grid: tuple[int, ...], named: dict[str, Any]) -> Planned:
+def planned(op: str, kernel: Any, args: tuple[Any, ...], grid: tuple[int, ...], named: dict[str, Any]) -> Planned:
     values = dict(zip(kernel.arg_names, args, strict=False)) | named
     return Planned(
+        op=op,
         kernel=kernel.fn.__name__,
         grid=grid,
         warps=named["num_warps"],

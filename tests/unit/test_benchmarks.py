@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from benchmarks import cases, timing
+from benchmarks import cases, graph_replay, libraries, timing
 from benchmarks.cases import OPS, TINY, Case, all_cases, select
 from benchmarks.compare import main as compare_main
 from benchmarks.floors import kernels, make_floors
@@ -297,3 +300,45 @@ def test_quantile_interpolates() -> None:
 def test_thread_clock_does_not_count_sleep() -> None:
     seconds, undisturbed = timing.ThreadClock().batch(lambda: timing.time.sleep(0.02), 2)
     assert undisturbed and seconds < 0.02
+
+
+def test_other_libraries_are_measured_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for Liger-Kernel: it is called as that is, and only for what it has."""
+    names = {"liger_layer_norm": lambda x, w, b, eps: F.layer_norm(x, w.shape, w, b, eps)}
+    module = types.ModuleType("liger_kernel.transformers.functional")
+    vars(module).update(names)
+    rows = Case("layer_norm", "fwd", (6, 10), "contiguous", "fp32", "cuda")
+    fused = Case("layer_norm_residual_act", "fwd+bwd", (6, 10), "contiguous", "fp32", "cuda")
+    assert "liger" in libraries.absent_libraries() and "liger" not in peers_of(rows, compile=False)
+    monkeypatch.setattr(libraries, "installed", lambda library: library.package.startswith("liger"))
+    for name in ("liger_kernel", "liger_kernel.transformers", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    assert "liger" not in libraries.absent_libraries() and "quack" in libraries.absent_libraries()
+    assert "liger" not in peers_of(fused, compile=False)
+    peer = peers_of(rows, compile=False)["liger"]
+    on_cpu = dataclasses.replace(rows, device="cpu")
+    problem = Oracle(on_cpu).problem
+    assert Oracle(on_cpu).complaint("liger", prepare(on_cpu, peer)(problem).results()) == ""
+
+
+def test_a_replay_that_writes_nothing_is_not_timed() -> None:
+    given, made = torch.ones(3), torch.ones(3)
+    assert graph_replay.writes(lambda: made.copy_(given), [made, given], [given])
+    assert torch.equal(given, torch.ones(3))
+    assert not graph_replay.writes(lambda: None, [made, given], [given])
+    assert not graph_replay.writes(lambda: None, [given], [given])
+
+
+def test_a_replay_of_several_sets_is_divided() -> None:
+    timing_of = timing.Timing(1, [8.0, 4.0], [2.0])
+    timing_of.divide(4)
+    assert (timing_of.accepted, timing_of.rejected) == ([2.0, 1.0], [0.5])
+
+
+def test_module_calls_on_a_gpu_are_timed_on_the_host() -> None:
+    calls = [case for case in all_cases("cuda") if case.direction == "call"]
+    assert {case.op for case in calls} == {op for op, spec in OPS.items() if spec.module}
+    assert not [case for case in all_cases("cpu") if case.direction == "call"]
+    assert make_floors(calls[0]) == {}
+    judged = [target.name for case in calls for target in CUDA_TARGETS[:1] if target.judges(vars(case))]
+    assert len(judged) == len(calls)
