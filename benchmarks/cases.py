@@ -172,10 +172,13 @@ class Case:
 
     @property
     def traffic(self) -> tuple[tuple[int, int], ...]:
-        """(tensors read, tensors written) of each pass when every tensor is touched once: the floor."""
+        """(tensors read, tensors written) of each pass when every tensor is touched once: the floor.
+
+        A "call" is a module's forward on a GPU in host time: what the device does meanwhile does not count.
+        """
         fwd = (2, 1) if self.spec.residual else (1, 1)
         bwd = ((2, 1), (1, 1)) if self.spec.residual else ((2, 1),)
-        return {"fwd": (fwd,), "bwd": bwd, "fwd+bwd": (fwd, *bwd)}[self.direction]
+        return {"fwd": (fwd,), "call": (), "bwd": bwd, "fwd+bwd": (fwd, *bwd)}[self.direction]
 
 
 def all_cases(device: str = "cpu") -> list[Case]:
@@ -188,7 +191,7 @@ def all_cases(device: str = "cpu") -> list[Case]:
         for layout in LAYOUTS
         for op, spec in OPS.items()
         if place < len(spec.shapes[device]) and (layout == "contiguous" or len(spec.shapes[device][place]) == 4)
-        for direction in spec.directions
+        for direction in (*spec.directions, *(("call",) if spec.module and device == "cuda" else ()))
     ]
 
 

@@ -1,9 +1,9 @@
 """The floor: the least time in which this machine moves the tensors of a case once.
 
 A forward reads x and writes y, a copy; a backward reads dy and x and writes dx, a triad a + b -> c; the
-residual adds tensors to both. The floor is the best of PyTorch's own loops and, where the compiled
-extension has them, of plain and of non-temporal stores: above the size of the last cache the latter save
-reading what will be overwritten.
+residual adds tensors to both. On a GPU the floor is a device copy of as many bytes. Elsewhere it is the best of
+PyTorch's own loops and, where the compiled extension has them, of plain and of non-temporal stores: above the size of
+the last cache the latter save reading what will be overwritten.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ def make_floors(case: Case | OptimCase, *, sets: int = 1) -> dict[str, Run]:
     With several sets of buffers each run takes them in turn. The buffers are flat fp32 whatever the case's
     dtype: only their bytes matter.
     """
+    if not case.traffic:
+        return {}
     words = max(1, case.tensor_bytes // 4)
     # [reads..., write] of each pass of each set, every one a buffer of its own: random numbers, never zeros.
     buffers = [
@@ -49,6 +51,8 @@ def run_all(passes: Sequence[Run]) -> None:
 def kernels(device: str) -> dict[str, tuple[Pass, Pass]]:
     """`{name: (copy(a, y), triad(a, b, y))}` of everything here that can move memory."""
     found: dict[str, tuple[Pass, Pass]] = {"torch": (torch_copy, torch_triad)}
+    if device == "cuda":
+        return {"copy": (fresh_copy, fresh_copy_of_bytes)}
     if device == "cpu" and native_bench_ops():
         for name, streaming in (("native", False), ("native_nt", True)):
             found[name] = (
@@ -56,6 +60,17 @@ def kernels(device: str) -> dict[str, tuple[Pass, Pass]]:
                 functools.partial(native_triad, streaming=streaming),
             )
     return found
+
+
+def fresh_copy(a: torch.Tensor, y: torch.Tensor) -> None:
+    """A device copy into memory that was just asked for, as every candidate's outputs are."""
+    a.clone()
+
+
+def fresh_copy_of_bytes(a: torch.Tensor, b: torch.Tensor, y: torch.Tensor) -> None:
+    """A copy that moves the bytes of two tensors read and one written: of a tensor and a half."""
+    a.clone()
+    b[: b.numel() // 2].clone()
 
 
 def torch_copy(a: torch.Tensor, y: torch.Tensor) -> None:

@@ -2,30 +2,73 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
+
+import torch
 
 from benchmarks.cases import Case, all_cases
 from fastnorm.ops import triton
 from fastnorm.testing import triton_aot
 from fastnorm.testing.cases import RowCase
 
-ARCH = 90  # Hopper: what the GPU targets are for
+H200 = 132  # SMs: what the GPU targets are for
 
 
-def plan_lines() -> list[str]:
-    """One line a distinct set of tensors: kernel, grid and warps of every launch of forward and backward.
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """One launch as data: of which op which kernel, how many programs, of what blocks, over which tensors.
 
-    Raises RuntimeError where the kernels cannot be imported. Must not run under TRITON_INTERPRET.
+    tensors: elements and bytes of every tensor argument. partials: bytes of those that hold partial results.
+    """
+
+    op: str
+    kernel: str
+    grid: tuple[int, ...]
+    warps: int
+    blocks: dict[str, int]
+    tensors: dict[str, tuple[int, int]]
+
+    @property
+    def programs(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def bytes(self) -> int:
+        """What the launch moves, where every tensor is read or written once."""
+        return sum(size for _, size in self.tensors.values())
+
+    @property
+    def partials(self) -> int:
+        return sum(size for name, (_, size) in self.tensors.items() if "partials" in name)
+
+    def __str__(self) -> str:
+        blocks = " ".join(f"{name}={value}" for name, value in self.blocks.items())
+        told = [f"{self.kernel}{list(self.grid)} {self.warps} warps", blocks, f"{self.bytes / 1e6:.2f} MB"]
+        told += [f"{self.partials / 1e3:.1f} kB of partial results"] if self.partials else []
+        return ", ".join(filter(None, told))
+
+
+def plan_lines(columns: Collection[str] = ()) -> list[str]:
+    """One line a distinct set of tensors, with every launch of forward and backward and what they move together.
+
+    columns: of these op columns only; none means all. Raises RuntimeError where the kernels cannot be imported.
     """
     reason = triton.missing()
     if reason is not None:
         raise RuntimeError(reason)
-    cases = dict.fromkeys(launched(case) for case in all_cases("cuda"))
-    return [f"{describe(case)}: {', '.join(launches(case))}" for case in cases]
+    chosen = [case for case in all_cases("cuda") if not columns or case.spec.column in columns]
+    cases = dict.fromkeys(launched(case) for case in chosen)
+    lines = []
+    for case in cases:
+        planned = launches(case)
+        moved = sum(one.bytes for one in planned) / math.prod(case.shape)
+        lines.append(f"{describe(case)}, {moved:.1f} bytes an element: {'; '.join(map(str, planned))}")
+    return lines
 
 
 def launched(case: Case) -> triton_aot.Case:
@@ -52,23 +95,52 @@ def describe(case: triton_aot.Case) -> str:
     return " ".join([*parts, "training" if case.training else "eval"])
 
 
-def launches(case: triton_aot.Case) -> list[str]:
-    with recording() as recorded:
+def launches(case: triton_aot.Case, sms: int = H200) -> list[Planned]:
+    with recording(sms) as recorded:
         triton_aot.launch(case)
     return recorded
 
 
 @contextmanager
-def recording() -> Iterator[list[str]]:
-    """While this is open, every kernel launch is written down instead of made."""
+def recording(sms: int = H200) -> Iterator[list[Planned]]:
+    """While this is open, every kernel launch, interpreted or not, is written down instead of made."""
+    from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
-    numbers = importlib.import_module("fastnorm.kernels.launch")
-    recorded: list[str] = []
+    kernels = triton._import_kernels()
+    recorded: list[Planned] = []
+    calls: list[str] = []
 
-    def record(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
-        recorded.append(f"{self.fn.__name__}{list(grid)} {options['num_warps']} warps")
+    def record(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> None:
+        recorded.append(planned(calls[-1], self, args, tuple(grid), named))
 
-    sms = triton_aot.SMS[ARCH]
-    with mock.patch.object(JITFunction, "run", record), mock.patch.object(numbers, "sm_count", lambda x: sms):
+    def named_call(op: str, launcher: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            calls.append(op)
+            return launcher(*args)
+
+        return call
+
+    with ExitStack() as stack:
+        named = {op: named_call(op, launcher) for op, launcher in kernels.LAUNCHERS.items()}
+        stack.enter_context(mock.patch.dict(kernels.LAUNCHERS, named))
+        for kind in (JITFunction, InterpretedFunction):
+            stack.enter_context(mock.patch.object(kind, "run", record))
+        stack.enter_context(mock.patch.object(kernels.launch, "sm_count", lambda x: sms))
         yield recorded
+
+
+def planned(op: str, kernel: Any, args: tuple[Any, ...], grid: tuple[int, ...], named: dict[str, Any]) -> Planned:
+    values = dict(zip(kernel.arg_names, args, strict=False)) | named
+    return Planned(
+        op=op,
+        kernel=kernel.fn.__name__,
+        grid=grid,
+        warps=named["num_warps"],
+        blocks={name: value for name, value in named.items() if name.startswith("BLOCK")},
+        tensors={
+            name: (value.numel(), value.numel() * value.element_size())
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        },
+    )

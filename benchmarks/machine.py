@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -91,6 +92,21 @@ def commit() -> dict[str, Any]:
     head = first_line("git", "rev-parse", "HEAD")
     changed = first_line("git", "status", "--porcelain", "--", ".", ":!benchmarks/results")
     return {"hash": head or "unknown", "dirty": bool(changed) if head else None}
+
+
+SOURCE_FOLDERS = ("kernels", "csrc", "fastnorm", "benchmarks", "tests", "build_tools")
+SOURCE_FILES = ("setup.py", "pyproject.toml")
+SOURCE_ENDINGS = (".py", ".cpp", ".h", ".cu", ".cuh")
+
+
+def sources(root: Path = ROOT) -> str:
+    """A digest of all code, the same in a checkout and in a copy of it without its history."""
+    files = [path for name in SOURCE_FOLDERS for path in (root / name).rglob("*") if path.suffix in SOURCE_ENDINGS]
+    files += [root / name for name in SOURCE_FILES]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def first_line(*command: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.cases import EPS, LEAK, MAXV, MOMENTUM, SUB, Case
+from benchmarks.libraries import LIBRARIES, Library, call_of, serves
 from benchmarks.timing import Run
 from fastnorm.testing.problems import Problem
 
@@ -207,17 +209,44 @@ PEERS = {
 }
 
 
+def library_function(library: Library, case: Case) -> Function:
+    """Another library's function for the norm of a case, which has neither activation nor residual."""
+    call = call_of(library, case)
+
+    def forward(
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+    ) -> Tensor:
+        return call(x, weight, bias, running_mean, running_var)
+
+    return forward
+
+
+def other_libraries(case: Case) -> dict[str, Peer]:
+    return {
+        name: Peer(functools.partial(library_function, library), composed_module)
+        for name, library in LIBRARIES.items()
+        if serves(name, library, case)
+    }
+
+
 def peers_of(case: Case, *, compile: bool) -> dict[str, Peer]:
     """The candidates of a case: in-place GeneralRelu only where it makes a difference, in a forward."""
     inplace = case.spec.act and case.direction != "bwd"
     skipped = {name for name, wanted in (("compile", compile), ("eager_inplace", inplace)) if not wanted}
-    return {name: peer for name, peer in PEERS.items() if name not in skipped}
+    return {name: peer for name, peer in PEERS.items() if name not in skipped} | other_libraries(case)
 
 
 def prepare(case: Case, peer: Peer) -> Callable[[Problem], Prepared]:
     """Makes (compiles) the candidate once; the result readies it for one set of p."""
     if case.spec.module:
         module = peer.module(case).to(case.device)
+        if case.direction == "call":
+            return lambda p: prepare_call(module, p)
         return lambda p: prepare_module(module, p)
     function = peer.function(case)
     ready = {"fwd": prepare_forward, "bwd": prepare_backward, "fwd+bwd": prepare_both}[case.direction]
@@ -277,6 +306,13 @@ def prepare_both(case: Case, function: Function, p: Problem) -> Prepared:
         return y, *torch.autograd.grad(y, wanted, dy)
 
     return Prepared(run, lambda: dict(zip(("y", *(f"d{name}" for name in leaves)), run(), strict=True)))
+
+
+def prepare_call(module: nn.Module, p: Problem) -> Prepared:
+    """The module's call alone is timed; what is checked is forward and backward."""
+    both = prepare_module(module, p)
+    x = p.x.detach().requires_grad_()
+    return Prepared(lambda: module(x), both.results)
 
 
 def prepare_module(module: nn.Module, p: Problem) -> Prepared:

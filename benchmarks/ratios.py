@@ -9,13 +9,17 @@ from benchmarks.measure import Row
 
 
 class Ratios(NamedTuple):
-    """A candidate's row, how many times faster than the peers it is, and its time over the floor's."""
+    """A candidate's row, how many times faster than the peers it is, and its time over the floor's.
+
+    extra: microseconds that it takes more than eager.
+    """
 
     row: Row
     eager: float | None
     compile: float | None
     floor: float | None
     fused: float | None = None  # torch.optim's fused step
+    extra: float | None = None
 
 
 def median(row: Row | None) -> float | None:
@@ -50,7 +54,9 @@ def ratios_of(candidates: dict[str, Row], name: str) -> Ratios | None:
     own = median(candidates[name])
     eager, compiled = median(candidates.get("eager")), median(candidates.get("compile"))
     fused = over(median(candidates.get("fused")), own)
-    return Ratios(candidates[name], over(eager, own), over(compiled, own), over(own, floor_of(candidates)), fused)
+    extra = None if own is None or eager is None else own - eager
+    floor = over(own, floor_of(candidates))
+    return Ratios(candidates[name], over(eager, own), over(compiled, own), floor, fused, extra)
 
 
 def all_ratios(rows: Iterable[Row], name: str = "fastnorm") -> list[Ratios]:

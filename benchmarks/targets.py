@@ -31,6 +31,7 @@ class Target:
     floor: float | None = None  # at most so many times the floor's time
     fused: float | None = None  # at least so many times as fast as torch.optim's fused step
     parameters: str = ""  # of an optimizer: its list of parameters
+    extra: float | None = None  # at most so many microseconds more than eager
 
     def judges(self, row: Row) -> bool:
         return (
@@ -120,6 +121,7 @@ CPU_TARGETS = (
 # On a GPU the floor is a device copy of the same bytes: "0.85 of copy" is at most 1 / 0.85 times its time.
 # Batch norm in channels_last beyond the L2 cache takes two passes: 12 and 20 bytes an element, not 8 and 12.
 CUDA_TARGETS = (
+    Target("host time of a module call", MODULES + ROW_MODULES, "call", dtype=None, extra=5.0),
     Target("tiny tensor (no target)", dtype=None, shape=TINY),
     Target("eval mode (no target)", ("batch_norm_eval",), dtype=None),
     Target("BN few channels", NORM, dtype=None, shape=FEW_CHANNELS, eager=4, compile=1.3, floor=1 / 0.80),
@@ -156,6 +158,7 @@ class Verdict:
     failed: int
     uncompared: int
     fused: tuple[float, ...] = ()
+    extra: tuple[float, ...] = ()
 
     @property
     def passed(self) -> bool | None:
@@ -168,6 +171,7 @@ class Verdict:
                 kept(self.compile, self.target.compile),
                 kept([1 / x for x in self.floor], self.target.floor and 1 / self.target.floor),
                 kept(self.fused, self.target.fused),
+                kept([-x for x in self.extra], None if self.target.extra is None else -self.target.extra),
             )
             if reached is not None
         ]
@@ -196,6 +200,7 @@ def judge(ratios: Iterable[Ratios], targets: Sequence[Target]) -> list[Verdict]:
             failed=sum(one.row["status"] in ("FAIL", "ERROR") for one in found),
             uncompared=sum(one.eager is None and one.row["status"] in ("ok", "noisy") for one in found),
             fused=tuple(one.fused for one in found if one.fused is not None),
+            extra=tuple(one.extra for one in found if one.extra is not None and target.extra is not None),
         )
         for target, found in taken.items()
         if found

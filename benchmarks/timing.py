@@ -46,6 +46,11 @@ class Timing:
     rejected: list[float] = dataclasses.field(default_factory=list)
     noisy: bool = False
 
+    def divide(self, parts: int) -> None:
+        """Each timed call was so many calls in one."""
+        for seconds in (self.accepted, self.rejected):
+            seconds[:] = [one / parts for one in seconds]
+
     def quantiles_us(self) -> dict[str, float]:
         """Quantiles in microseconds. A noisy timing has those of every batch, the disturbed ones too."""
         seconds = sorted(self.accepted + self.rejected if self.noisy else self.accepted)
@@ -102,6 +107,23 @@ class CudaClock:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3, True
+
+
+class HostClock:
+    """Wall time until the calls of a GPU's work return, which is before the work is done. Few calls fit its queue."""
+
+    LONGEST_QUEUE = 100
+
+    def batch(self, run: Run, calls: int) -> tuple[float, bool]:
+        run()
+        seconds = 0.0
+        for first in range(0, calls, self.LONGEST_QUEUE):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(min(calls - first, self.LONGEST_QUEUE)):
+                run()
+            seconds += time.perf_counter() - start
+        return seconds, True
 
 
 def make_clock(device: str, threads: int) -> Clock:

@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--batch-size", type=int, help="images per batch")
     demo.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     demo.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the picture and the numbers")
+    demo.add_argument("--no-plot", dest="plot", action="store_false", help="no picture, and no need of matplotlib")
     return top
 
 
@@ -84,6 +85,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         seed=options.seed,
         threads=options.threads,
         out=options.out.expanduser(),
+        plot=options.plot,
     )
 
 

@@ -1,4 +1,4 @@
-"""Real images as tensors: scikit-learn's handwritten digits, and Fashion-MNIST from its IDX files."""
+"""Images as tensors: scikit-learn's handwritten digits, Fashion-MNIST from its IDX files, drawn shapes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastnorm.demo.idx import find_files, read_idx
 from fastnorm.demo.settings import DemoError, require
+from fastnorm.demo.shapes import draw
 
 CLASSES = 10
 VALID_SHARE = 0.2
@@ -36,10 +37,13 @@ class Data:
 
 
 def load(name: str, *, root: Path, seed: int) -> Data:
-    """Load a data set by name; root is where Fashion-MNIST lies, seed picks the digits' validation split.
+    """Load a data set by name; root is where Fashion-MNIST lies, seed draws the shapes and picks their
+    and the digits' validation split.
 
     Raises DemoError if a package or a file is missing or damaged.
     """
+    if name == "shapes":
+        return normalised(_divided(*draw(seed), seed))
     data = _load_digits(seed) if name == "digits" else _load_fashion_mnist(root)
     return normalised(data)
 
@@ -77,6 +81,10 @@ def _load_digits(seed: int) -> Data:
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None]  # [1797, 1, 8, 8]
     images = F.interpolate(images, scale_factor=DIGITS_SCALE, mode="bilinear")
     labels = torch.tensor(digits.target, dtype=torch.int64)
+    return _divided(images, labels, seed)
+
+
+def _divided(images: Tensor, labels: Tensor, seed: int) -> Data:
     train, valid = split(labels, seed=seed)
     return Data(images[train], labels[train], images[valid], labels[valid])
 

@@ -36,7 +36,8 @@ def run_demo(settings: Settings) -> int:
 
 
 def _run(settings: Settings) -> int:
-    require("matplotlib")  # a missing package is better known before training than after it
+    if settings.plot:
+        require("matplotlib")  # a missing package is better known before training than after it
     device = _device(settings.device)
     backend = _backend(device)
     if settings.threads is not None:
@@ -56,9 +57,11 @@ def _run(settings: Settings) -> int:
     print("", *report.summary_lines(summary), sep="\n")
     named = [settings.data, *([settings.norm] if settings.norm != "batch" else [])]
     stem = settings.out / "_".join(["demo", *named, *([settings.opt] if settings.opt != "sgd" else [])])
-    save_figure(stem.with_suffix(".png"), histories, summary)
+    if settings.plot:
+        save_figure(stem.with_suffix(".png"), histories, summary)
     stem.with_suffix(".json").write_text(json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
-    print(f"\nwrote {stem.with_suffix('.png')} and {stem.with_suffix('.json')}")
+    picture = f"{stem.with_suffix('.png')} and " if settings.plot else ""
+    print(f"\nwrote {picture}{stem.with_suffix('.json')}")
     return _judge(settings, summary)
 
 

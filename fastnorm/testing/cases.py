@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import torch
 
@@ -51,6 +52,7 @@ ACTS = {
 class ReluCase:
     """general_relu over one tensor."""
 
+    column: ClassVar[str] = "general_relu"
     shape: tuple[int, ...]
     layout: str = "contiguous"
     dtype: str = "fp32"
@@ -68,6 +70,7 @@ class ReluCase:
 class NormCase:
     """batch_norm over one tensor: act(norm(x) + residual)."""
 
+    column: ClassVar[str] = "batch_norm"
     shape: tuple[int, ...]
     layout: str = "contiguous"
     dtype: str = "fp32"
@@ -98,6 +101,7 @@ class NormCase:
 class RowCase:
     """A norm whose statistics lie inside one sample: act(norm(x) + residual)."""
 
+    column: ClassVar[str] = "row_norm"
     shape: tuple[int, ...]
     kind: str  # layer, rms: over the last `size` dims; group: `size` groups; instance; position: over C at each
     size: int = 1

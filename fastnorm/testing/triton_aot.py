@@ -26,9 +26,14 @@ import torch
 from torch import Tensor
 
 from fastnorm.ops import triton as triton_ops
+from fastnorm.testing import amdgcn
 from fastnorm.testing.cases import DTYPES
+from fastnorm.testing.ttir import narrow_arguments
 
-SMS = {80: 108, 90: 132, 100: 148}
+Arch = int | str  # a compute capability of NVIDIA's, or AMD's name
+SMS: dict[int, int] = {80: 108, 90: 132, 100: 148}
+AMD: dict[str, int] = {"gfx942": 304}
+AMD_LANES = 64
 ACTIVATION = (0.1, 0.4, 2.0, None)
 Activation = tuple[float | None, float | None, float | None, float | None]
 
@@ -70,6 +75,7 @@ class Launch:
 
     stack: bytes of local memory a thread, above 0 where registers were spilled.
     loads, stores: how many accesses to global memory of each width in bits the PTX of the kernel holds.
+    narrow: arguments that are reached by 32-bit offsets alone, see ttir.py.
     """
 
     case: Case
@@ -81,6 +87,7 @@ class Launch:
     shared: int
     loads: dict[int, int]
     stores: dict[int, int]
+    narrow: list[str]
 
     @property
     def resident(self) -> int:
@@ -92,12 +99,14 @@ class Launch:
 class _Driver:
     """All that triton asks of a driver before a launch."""
 
-    def __init__(self, arch: int) -> None:
+    def __init__(self, arch: Arch) -> None:
         self.arch = arch
 
     def get_current_target(self) -> Any:
         from triton.backends.compiler import GPUTarget
 
+        if isinstance(self.arch, str):
+            return GPUTarget("hip", self.arch, AMD_LANES)
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self) -> int:
@@ -108,7 +117,7 @@ class _Driver:
 
 
 @contextmanager
-def compiling(arch: int) -> Iterator[list[tuple[str, tuple[int, ...], Any]]]:
+def compiling(arch: Arch) -> Iterator[list[tuple[str, tuple[int, ...], Any]]]:
     """While this is open, every launch compiles for `arch` and is recorded: (name, grid, kernel)."""
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -116,14 +125,17 @@ def compiling(arch: int) -> Iterator[list[tuple[str, tuple[int, ...], Any]]]:
     launch_numbers = triton_ops._import_kernels().launch
     recorded: list[tuple[str, tuple[int, ...], Any]] = []
     real_run, real_sm_count = JITFunction.run, launch_numbers.sm_count
+    sms = AMD[arch] if isinstance(arch, str) else SMS[arch]
 
     def compile_only(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> Any:
+        if isinstance(arch, str):  # AMD's compiler knows no such limit
+            options.pop("maxnreg", None)
         kernel = real_run(self, *args, grid=grid, warmup=True, **options)
         recorded.append((self.fn.__name__, grid, kernel))
         return kernel
 
     driver.set_active(_Driver(arch))
-    JITFunction.run, launch_numbers.sm_count = compile_only, lambda x: SMS[arch]
+    JITFunction.run, launch_numbers.sm_count = compile_only, lambda x: sms
     try:
         yield recorded
     finally:
@@ -196,10 +208,10 @@ def resource_usage(cubin: bytes) -> tuple[int, int, int]:
     return registers, stack, shared
 
 
-def access_widths(ptx: str, operation: str) -> dict[int, int]:
+def access_widths(text: str, operation: str) -> dict[int, int]:
     """How many global accesses ("ld" or "st") of each width in bits a PTX text holds."""
     widths: Counter[int] = Counter()
-    for modifiers in re.findall(rf"\b{operation}\.global([.\w:]*)", ptx):
+    for modifiers in re.findall(rf"\b{operation}\.global([.\w:]*)", text):
         lanes = re.search(r"\.v(\d)", modifiers)
         bits = re.search(r"\.[bfus](\d+)$", modifiers)
         if bits is None:
@@ -208,24 +220,24 @@ def access_widths(ptx: str, operation: str) -> dict[int, int]:
     return dict(widths)
 
 
-def compile_case(case: Case, arch: int) -> list[Launch]:
+def compiled_launch(case: Case, name: str, grid: tuple[int, ...], kernel: Any) -> Launch:
+    """What is to be known of one kernel, from the texts and binaries of its compilation."""
+    if "amdgcn" in kernel.asm:
+        text, widths, usage = kernel.asm["amdgcn"], amdgcn.access_widths, amdgcn.resource_usage(kernel.asm["amdgcn"])
+    else:
+        text, widths, usage = kernel.asm["ptx"], access_widths, resource_usage(kernel.asm["cubin"])
+    loads, stores = widths(text, "ld"), widths(text, "st")
+    narrow = narrow_arguments(kernel.asm["ttir"])
+    return Launch(case, name, tuple(grid), kernel.metadata.num_warps, *usage, loads=loads, stores=stores, narrow=narrow)
+
+
+def compile_case(case: Case, arch: Arch) -> list[Launch]:
     with compiling(arch) as recorded:
         launch(case)
-    return [
-        Launch(
-            case,
-            name,
-            tuple(grid),
-            kernel.metadata.num_warps,
-            *resource_usage(kernel.asm["cubin"]),
-            loads=access_widths(kernel.asm["ptx"], "ld"),
-            stores=access_widths(kernel.asm["ptx"], "st"),
-        )
-        for name, grid, kernel in recorded
-    ]
+    return [compiled_launch(case, *one) for one in recorded]
 
 
-def compile_in_subprocess(cases: Sequence[Case], arch: int) -> list[Launch]:
+def compile_in_subprocess(cases: Sequence[Case], arch: Arch) -> list[Launch]:
     """compile_case for every case, in a process of its own."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
@@ -236,7 +248,7 @@ def compile_in_subprocess(cases: Sequence[Case], arch: int) -> list[Launch]:
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"compiling for sm_{arch} failed:\n{done.stderr}")
+        raise RuntimeError(f"compiling for {arch} failed:\n{done.stderr}")
     return [_launch_from(fields) for fields in json.loads(done.stdout.splitlines()[-1])]
 
 
@@ -252,8 +264,9 @@ def _launch_from(fields: dict[str, Any]) -> Launch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", type=int, choices=sorted(SMS), required=True)
-    arch = parser.parse_args().arch
+    parser.add_argument("--arch", choices=[*map(str, sorted(SMS)), *AMD], required=True)
+    named = parser.parse_args().arch
+    arch: Arch = named if named in AMD else int(named)
     launches = [record for fields in json.load(sys.stdin) for record in compile_case(_case_from(fields), arch)]
     print(json.dumps([dataclasses.asdict(record) for record in launches]))
 

@@ -1,7 +1,8 @@
 """More than 2^31 elements: indices are 64 bits wide. Needs memory, hence slow, and skipped where there is none.
 
 Rows repeat a short pattern, so that the right answer is known from a small tensor; a row's result does not depend on
-its batch, so that it is known to the last bit.
+its batch, so that it is known to the last bit. The numbers of batch norm are such that its
+sums are exact however they are cut.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastnorm.functional import group_norm, layer_norm, rms_norm
+from fastnorm.functional import batch_norm, general_relu, group_norm, layer_norm, rms_norm
 
 from .backends import REQUIRED, Backend
 
 GIB = 2**30
 PAST = 2**31 + 2**12
-on_kernels = pytest.mark.parametrize("backend", [b for b in REQUIRED if b.name in ("cpu", "triton")], ids=str)
+on_kernels = pytest.mark.parametrize("backend", [b for b in REQUIRED if b.name in ("cpu", "triton", "cuda")], ids=str)
 pytestmark = pytest.mark.slow
 
 
@@ -106,3 +107,49 @@ def test_groups(layout: torch.memory_format, backend: Backend) -> None:
     got = group_norm(x, 8, backend=backend.namespace)
     for part in some(got):
         assert torch.equal(part, y)
+
+
+@on_kernels
+def test_general_relu(backend: Backend) -> None:
+    """Forward and backward, element by element; the last block is not full."""
+    need(18, backend)
+    pattern = torch.tensor([2.0, -1.0, 0.25, -0.5]).half()
+    x = repeated(pattern, PAST // 4 + 1, backend.device).flatten()[: PAST + 1].requires_grad_()
+    y = general_relu(x, 0.5, 0.25, 1.0, backend=backend.namespace)
+    (dx,) = torch.autograd.grad(y, x, torch.ones((), device=backend.device, dtype=x.dtype).expand(x.shape))
+    wanted_y, wanted_dx = torch.tensor([1.0, -0.75, 0.0, -0.5]).half(), torch.tensor([0.0, 0.5, 1.0, 0.5]).half()
+    for first in (0, 2**31 - 4, 2**31, PAST - 4):
+        assert torch.equal(y[first : first + 4].cpu(), wanted_y)
+        assert torch.equal(dx[first : first + 4].cpu(), wanted_dx)
+    assert y[PAST] == 1.0 and dx[PAST] == 0.0
+
+
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=("nchw", "nhwc"))
+@on_kernels
+def test_channels(layout: torch.memory_format, backend: Backend) -> None:
+    """Batch norm forward and backward. x is +1, -1, ..., dy +1, +1, -1, -1, ...: all sums of whole quadruples are 0.
+
+    Each sample has a sign of its own, and dy has 4 more at the first and the last position of every channel.
+    """
+    need(22, backend)
+    device = backend.device
+    count = PAST // (32 * 1024) + 1
+    signs = 2.0 * torch.randint(0, 2, (count, 1, 1, 1), generator=torch.Generator().manual_seed(0)) - 1
+    signs[0], signs[-1] = 1.0, -1.0
+    x, dy = (torch.empty((count, 32, 32, 32), dtype=torch.float16, device=device, memory_format=layout) for _ in "xy")
+    x.copy_(signs.to(device) * torch.tensor([1.0, -1.0]).repeat(16).to(device))
+    dy.copy_(torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(8).to(device))
+    dy[0, :, 0, 0] += 4
+    dy[-1, :, -1, -1] += 4
+    weight = torch.arange(1.0, 33.0, device=device, requires_grad=True)
+    bias = torch.full((32,), 0.5, device=device, requires_grad=True)
+    x.requires_grad_()
+    y = batch_norm(x, None, None, weight, bias, True, eps=1e-30, backend=backend.namespace)
+    wide = weight.detach()[:, None, None]
+    for part, part_x in zip(some(y), some(x.detach()), strict=True):
+        assert torch.equal(part, (part_x * wide + 0.5).half())
+    dx, dweight, dbias = torch.autograd.grad(y, (x, weight, bias), dy)
+    assert torch.equal(dbias, torch.full_like(dbias, 8.0))
+    assert torch.equal(dweight, torch.full_like(dweight, 8.0))
+    for part, part_dy in zip(some(dx), some(dy), strict=True):  # both averages are lost in fp16
+        assert torch.equal(part, (part_dy * wide).half())

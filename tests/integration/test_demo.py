@@ -47,6 +47,21 @@ def test_info_prints_the_report() -> None:
     assert "torch" in result.stdout and "eager" in result.stdout
 
 
+def test_shapes_need_no_package(tmp_path: Path) -> None:
+    """What a bare GPU machine runs: neither scikit-learn nor matplotlib is imported."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['sklearn'] = sys.modules['matplotlib'] = None\n"
+    )
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    result = run("demo", "--data", "shapes", "--no-plot", "--out", str(tmp_path), PYTHONPATH=path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "target 0.97 reached" in result.stdout
+    assert json.loads((tmp_path / "demo_shapes.json").read_text())["accuracy"]["fastnorm"] >= 0.97
+    assert not list(tmp_path.glob("*.png"))
+    refused = run("demo", "--data", "shapes", "--out", str(tmp_path), PYTHONPATH=path)
+    assert refused.returncode == 1 and "matplotlib" in refused.stderr
+
+
 def test_digits_with_default_settings_reach_the_target(tmp_path: Path) -> None:
     result = run("demo", "--out", str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from benchmarks import cases, gpu, timing
+from benchmarks import cases, graph_replay, libraries, timing
 from benchmarks.cases import OPS, TINY, Case, all_cases, select
 from benchmarks.compare import main as compare_main
 from benchmarks.floors import kernels, make_floors
@@ -231,6 +233,36 @@ def test_ratios_and_verdicts() -> None:
     assert verdict.passed is False and verdict.failed == 1
 
 
+def test_host_time_is_judged_by_what_it_adds() -> None:
+    target = Target("made up", direction="fwd", extra=5.0)
+    for ours, passed in ((12.0, True), (14.0, False)):
+        rows = [made_up_row("eager", 8), made_up_row("fastnorm", ours)]
+        (verdict,) = judge(all_ratios(rows), [target])
+        assert verdict.extra == (ours - 8,) and verdict.passed is passed
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    """Measured cases stay as they are; of other code, or by another version, everything is measured anew."""
+    out = tmp_path / "results.json"
+    names = [f"general_relu_module/fwd+bwd/8x3x32x32/{layout}/fp32" for layout in ("contiguous", "channels_last")]
+
+    def compare(*cases: str) -> dict[str, Any]:
+        options = ("--quick", "--no-compile", "--resume", "--out", str(out))
+        done = run_module("benchmarks.compare", "--case", ",".join(cases), *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        results: dict[str, Any] = json.loads(out.read_text())
+        return results
+
+    first = compare(names[0])
+    out.with_suffix(".part").write_text(json.dumps(first["rows"][0] | {"case": "left by a run that was stopped"}))
+    both = compare(*names)
+    assert both["rows"][: len(first["rows"])] == first["rows"] and both["missing"] == 0
+    assert {row["case"] for row in both["rows"]} == {*names, "left by a run that was stopped"}
+    out.write_text(json.dumps(both | {"sources": "other code"}))
+    assert compare(names[0])["rows"] != first["rows"]
+    assert not out.with_suffix(".part").exists()
+
+
 def test_disturbed_times_are_not_compared() -> None:
     rows = [
         made_up_row("eager", 800, status="noisy"),
@@ -270,28 +302,43 @@ def test_thread_clock_does_not_count_sleep() -> None:
     assert undisturbed and seconds < 0.02
 
 
-def test_gpu_dry_run(tmp_path: Path) -> None:
-    done = run_module("benchmarks.gpu", "--dry-run", str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    steps = {step["step"]: step["status"] for step in json.loads((tmp_path / "gpu.json").read_text())["steps"]}
-    assert list(steps) == list(gpu.STEPS)
-    assert "setup.py build_ext --inplace" in done.stdout and "--device cuda" in done.stdout
-    if importlib.util.find_spec("triton") is not None:
-        plans = (tmp_path / "plans.txt").read_text()
-        for column in ("batch_norm", "general_relu", "row_norm"):
-            assert f"{column}_fwd" in plans and f"{column}_bwd" in plans
+def test_other_libraries_are_measured_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for Liger-Kernel: it is called as that is, and only for what it has."""
+    names = {"liger_layer_norm": lambda x, w, b, eps: F.layer_norm(x, w.shape, w, b, eps)}
+    module = types.ModuleType("liger_kernel.transformers.functional")
+    vars(module).update(names)
+    rows = Case("layer_norm", "fwd", (6, 10), "contiguous", "fp32", "cuda")
+    fused = Case("layer_norm_residual_act", "fwd+bwd", (6, 10), "contiguous", "fp32", "cuda")
+    assert "liger" in libraries.absent_libraries() and "liger" not in peers_of(rows, compile=False)
+    monkeypatch.setattr(libraries, "installed", lambda library: library.package.startswith("liger"))
+    for name in ("liger_kernel", "liger_kernel.transformers", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    assert "liger" not in libraries.absent_libraries() and "quack" in libraries.absent_libraries()
+    assert "liger" not in peers_of(fused, compile=False)
+    peer = peers_of(rows, compile=False)["liger"]
+    on_cpu = dataclasses.replace(rows, device="cpu")
+    problem = Oracle(on_cpu).problem
+    assert Oracle(on_cpu).complaint("liger", prepare(on_cpu, peer)(problem).results()) == ""
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_gpu_without_a_gpu_fails_plainly(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))  # main() takes it away: put it back
-    assert gpu.main([str(tmp_path), "--only", "conformance,compare"]) == 1
-    assert "torch sees no GPU here" in capsys.readouterr().out
+def test_a_replay_that_writes_nothing_is_not_timed() -> None:
+    given, made = torch.ones(3), torch.ones(3)
+    assert graph_replay.writes(lambda: made.copy_(given), [made, given], [given])
+    assert torch.equal(given, torch.ones(3))
+    assert not graph_replay.writes(lambda: None, [made, given], [given])
+    assert not graph_replay.writes(lambda: None, [given], [given])
 
 
-def test_gpu_counts_only_tests_that_passed(tmp_path: Path) -> None:
-    report = tmp_path / "r.xml"
-    report.write_text('<testsuites><testsuite tests="7" failures="1" errors="1" skipped="3"/></testsuites>')
-    assert gpu.passed_tests(report) == 2
+def test_a_replay_of_several_sets_is_divided() -> None:
+    timing_of = timing.Timing(1, [8.0, 4.0], [2.0])
+    timing_of.divide(4)
+    assert (timing_of.accepted, timing_of.rejected) == ([2.0, 1.0], [0.5])
+
+
+def test_module_calls_on_a_gpu_are_timed_on_the_host() -> None:
+    calls = [case for case in all_cases("cuda") if case.direction == "call"]
+    assert {case.op for case in calls} == {op for op, spec in OPS.items() if spec.module}
+    assert not [case for case in all_cases("cpu") if case.direction == "call"]
+    assert make_floors(calls[0]) == {}
+    judged = [target.name for case in calls for target in CUDA_TARGETS[:1] if target.judges(vars(case))]
+    assert len(judged) == len(calls)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastnorm.demo import data, measure, model, report, settings, train
+from fastnorm.demo import data, measure, model, report, settings, shapes, train
 from fastnorm.demo.progress import Progress
 from fastnorm.demo.settings import RECIPES, DemoError, make_recipe
 
@@ -36,6 +36,16 @@ def test_images_without_any_variation_are_refused() -> None:
     flat = torch.ones(4, 1, 2, 2)
     with pytest.raises(DemoError, match="all the same"):
         data.normalised(data.Data(flat, torch.zeros(4), flat, torch.zeros(4)))
+
+
+def test_every_kind_of_shape_is_drawn_inside_its_image() -> None:
+    images, labels = shapes.draw(seed=3)
+    again, _ = shapes.draw(seed=3)
+    assert torch.equal(images, again) and not torch.equal(images, shapes.draw(seed=4)[0])
+    assert images.shape == (shapes.COUNT, 1, shapes.SIDE, shapes.SIDE)
+    assert labels.bincount().tolist() == [shapes.COUNT // data.CLASSES] * data.CLASSES == [200] * len(shapes.SHAPES)
+    inked = (images > 0.5).float().mean((1, 2, 3))
+    assert bool((inked > 0.02).all()) and bool((inked < 0.7).all())
 
 
 def test_split_is_disjoint_complete_stratified_and_fixed_by_seed() -> None:

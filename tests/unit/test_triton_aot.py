@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
-import sys
+import pkgutil
 
 import pytest
 
 from fastnorm.ops import triton as triton_ops
-from fastnorm.testing.triton_aot import SMS, Case, Launch, OptimCase, RowCase, compile_in_subprocess
+from fastnorm.testing.triton_aot import AMD, SMS, Arch, Case, Launch, OptimCase, RowCase, compile_in_subprocess
+from fastnorm.testing.ttir import narrow_arguments
 
 pytest.importorskip("triton")
 
@@ -88,9 +90,24 @@ ROWS = [
     RowCase((8, 64, 32, 32), "fp64", channels_last=True, act=True, residual=True, groups=32),
     RowCase((8, 2048, 7, 7), "fp32", act=True, residual=True, groups=2048),
 ]
+PAST = [  # more than 2^31 elements, each layout and each way through the kernels
+    Case((70000, 257, 8, 16), "bf16", act=True, residual=True),
+    Case((70000, 257, 8, 16), "bf16", channels_last=True, act=True, residual=True),
+    Case((70000, 257, 8, 16), "bf16", training=False),
+    Case((8, 2**28), "bf16"),  # channels that a program holds
+    RowCase((2**20, 4099), "bf16", act=True, residual=True, dims=1),
+    RowCase((2**31, 3), "bf16", dims=1),
+    RowCase((3, 2**30), "bf16", act=True, residual=True, dims=1),
+    RowCase((70000, 256, 8, 16), "bf16", act=True, residual=True, groups=32),
+    RowCase((70000, 256, 8, 16), "bf16", channels_last=True, groups=32),
+    RowCase((2, 2048, 1024, 1024), "bf16", act=True, residual=True, groups=32),
+    RowCase((70000, 257, 8, 16), "bf16", groups=0),
+]
 # Bytes. With activation and residual this kernel needs all 128 registers that two programs on an SM leave it, and on
 # sm_100 two more. The plan that spills nothing reads x and dy twice.
 SPILLED = {"row_norm_bwd_held_kernel": 8}
+# Weights along a row that one program holds: as many as the row has values, 16384 at most.
+NARROW = {kernel: {"weight_ptr", "bias_ptr"} for kernel in ("row_norm_fwd_held_kernel", "row_norm_bwd_held_kernel")}
 RESIDENT = {  # launch.Pass.programs_per_sm
     "batch_norm_stats_kernel": 3,
     "batch_norm_bwd_reduce_kernel": 2,
@@ -101,12 +118,18 @@ RESIDENT = {  # launch.Pass.programs_per_sm
 }
 READS_TENSORS = ("stats_kernel", "apply", "reduce", "dx", "held", "sums", "sweep", "general_relu", "optim")
 ONLY_READS = ("stats_kernel", "reduce", "sums")
-MODULES = ("general_relu", "batch_norm_fwd", "batch_norm_bwd", "row_norm_fwd", "row_norm_bwd", "optim")
+
+
+def every_kernel() -> set[str]:
+    """The names of all kernels in all files of kernels/."""
+    package = triton_ops._import_kernels()
+    files = [importlib.import_module(f"fastnorm.kernels.{one.name}") for one in pkgutil.iter_modules(package.__path__)]
+    return {name for file in files for name in vars(file) if name.endswith("_kernel")}
 
 
 @functools.cache
-def compiled(arch: int, which: str) -> list[Launch]:
-    return compile_in_subprocess({"short": SHORT, "long": LONG, "rows": ROWS}[which], arch)
+def compiled(arch: Arch, which: str) -> list[Launch]:
+    return compile_in_subprocess({"short": SHORT, "long": LONG, "rows": ROWS, "past": PAST}[which], arch)
 
 
 def runs() -> list[object]:
@@ -160,7 +183,42 @@ def test_reductions_run_in_one_wave(arch: int, which: str) -> None:
 
 
 def test_every_kernel_is_compiled() -> None:
-    triton_ops._import_kernels()
-    files = [f"fastnorm.kernels.{name}" for name in MODULES]
-    names = {name for file in files for name in vars(sys.modules[file]) if name.endswith("_kernel")}
-    assert names == {launch.kernel for launch in compiled(90, "short")}
+    """A kernel that joins kernels/ needs a row in SHORT that launches it."""
+    assert every_kernel() == {launch.kernel for launch in compiled(90, "short")}
+
+
+@pytest.mark.parametrize("arch", AMD)
+def test_amd(arch: str) -> None:
+    """The same kernels compile for AMD's GPUs: nothing spilled, 16 bytes read and written at once."""
+    for launch in compiled(arch, "short"):
+        assert launch.registers > 0 and launch.stack == 0, launch
+        if fast_axis(launch.case) % 8 or not any(name in launch.kernel for name in READS_TENSORS):
+            continue
+        assert launch.loads.get(128, 0) > 0, launch
+        assert launch.stores.get(128, 0) > 0 or any(name in launch.kernel for name in ONLY_READS), launch
+    assert {launch.kernel for launch in compiled(arch, "short")} == {one.kernel for one in compiled(90, "short")}
+
+
+@pytest.mark.parametrize("which", ["short", "past", pytest.param("rows", marks=pytest.mark.slow)])
+def test_every_access_takes_a_64_bit_offset(which: str) -> None:
+    """Plans for more than 2^31 elements are other plans; but no kernel may be too narrow for them in any."""
+    for launch in compiled(90, which):
+        assert set(launch.narrow) <= NARROW.get(launch.kernel, set()), launch
+
+
+TEXT = """
+  tt.func public @k(%x_ptr: !tt.ptr<bf16> loc("x"), %y_ptr: !tt.ptr<f32> loc("y"), %n: i32) attributes {} {
+    %a = tt.addptr %x_ptr, %start : !tt.ptr<bf16>, i64 loc(#l)
+    %b = tt.splat %a : !tt.ptr<bf16> -> tensor<8x!tt.ptr<bf16>> loc(#l)
+    %c = tt.addptr %b, %steps : tensor<8x!tt.ptr<bf16>>, tensor<8xi32> loc(#l)
+    %d = tt.load %c : tensor<8x!tt.ptr<bf16>> loc(#l)
+    %e = tt.splat %y_ptr : !tt.ptr<f32> -> tensor<8x!tt.ptr<f32>> loc(#l)
+    %f = tt.addptr %e, %steps : tensor<8x!tt.ptr<f32>>, tensor<8xi32> loc(#l)
+"""
+
+
+def test_a_narrow_offset_is_seen() -> None:
+    assert narrow_arguments(TEXT) == []  # nothing is read or written there yet
+    assert narrow_arguments(TEXT + "    tt.store %f, %d : tensor<8x!tt.ptr<f32>> loc(#l)\n") == ["y_ptr"]
+    assert narrow_arguments(TEXT + "    tt.store %y_ptr, %z : !tt.ptr<f32> loc(#l)\n") == []
+    assert narrow_arguments(TEXT + "    tt.store %loop_carried, %d : tensor<8x!tt.ptr<f32>> loc(#l)\n") == ["?"]

@@ -1,0 +1,66 @@
+"""The ledger's rows that a run of benchmarks.gpu proves, to be pasted into docs/gpu.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.ratios import Ratios, all_ratios
+
+if TYPE_CHECKING:
+    from benchmarks.ledger import Entry
+
+NEEDED = ("conformance", "large", "graphs", "memcheck", "racecheck", "synccheck")
+MAY_BE_ABSENT = ("memcheck", "racecheck", "synccheck")  # a machine may lack the sanitizer; the row then says so
+
+
+class NotProven(Exception):
+    """Why a run proves nothing about this checkout."""
+
+
+def proven_rows(out: Path, entries: Sequence[Entry], here: str) -> list[str]:
+    """Rows in markdown, of the ops on the GPU's backends. here: the digest of this checkout's code."""
+    run = json.loads((out / "gpu.json").read_text())
+    if run["source"]["sources"] != here:
+        raise NotProven("gpu.json is of other code than what lies here")
+    if run["source"]["dry_run"] or run["source"]["gpu"] is None:
+        raise NotProven("gpu.json is of a dry run, or of a machine without a GPU")
+    states = {step["step"]: step["status"] for step in run["steps"] if not step["columns"]}
+    absent = [s for s in MAY_BE_ABSENT if states.get(s) == "NOT RUN"]
+    lacking = [s for s in NEEDED if states.get(s) != "PASS" and s not in absent]
+    if lacking:
+        raise NotProven(f"these steps have not passed for all ops: {', '.join(lacking)}")
+    measured = out / "compare.json"
+    ratios = all_ratios(json.loads(measured.read_text())["rows"]) if measured.exists() else []
+    return list(filled(entries, run, ratios, absent, states))
+
+
+def filled(
+    entries: Sequence[Entry], run: dict[str, Any], ratios: list[Ratios], absent: list[str], states: dict[str, str]
+) -> Iterator[str]:
+    for entry in entries:
+        if entry.backend != "triton" or (entry.op == "demo" and states.get("demo") != "PASS"):
+            continue
+        numbers = numbers_of(entry.op, ratios) + (f"; without {', '.join(absent)}" if absent else "")
+        proof = f"`{run['commit']['hash'][:12]}`"
+        row = dataclasses.replace(entry, proof=proof, gpu=run["source"]["gpu"], numbers=numbers)
+        yield "| " + " | ".join(dataclasses.astuple(row)) + " |"
+
+
+def numbers_of(op: str, ratios: Sequence[Ratios]) -> str:
+    """Medians over the cases of an op's column and direction (those of both together count for both)."""
+    column, _, direction = re.sub("_(fwd|bwd|step)$", r" \1", op).partition(" ")
+    own = [r for r in ratios if r.row["column"] == column and direction in r.row["direction"].split("+")]
+    floors = [1 / r.floor for r in own if r.floor]
+    eager = [r.eager for r in own if r.eager]
+    if not (floors and eager):
+        return "passed, not measured"
+    return (
+        f"{statistics.median(floors):.2f} of a copy's bandwidth, {statistics.median(eager):.2f} x eager "
+        f"(median of {len(own)} cases)"
+    )

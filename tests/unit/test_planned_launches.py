@@ -1,0 +1,118 @@
+"""What the launchers plan, as data, for a list of real shapes on GPUs of 132, 108 and 16 SMs.
+
+The launchers themselves are called, on tensors without memory, and every launch is written down instead of made: so a
+kernel that joins the benchmark's cases is looked at here without another line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from benchmarks.cases import all_cases
+from fastnorm.ops import triton as triton_ops
+from fastnorm.testing.cases import Case as ConformanceCase
+from fastnorm.testing.cases import NormCase, RowCase
+from fastnorm.testing.short_list import SHORT_LIST
+from fastnorm.testing.triton_aot import Case
+from fastnorm.testing.triton_aot import RowCase as AotRowCase
+
+pytest.importorskip("triton")
+
+from benchmarks.launch_plans import Planned, describe, launched, launches
+from tests.unit.test_triton_aot import LONG, PAST, ROWS, SHORT, every_kernel
+
+SMS = (132, 108, 16)
+BENCHMARKED = list(dict.fromkeys(launched(case) for case in all_cases("cuda")))
+REAL = list(dict.fromkeys([*BENCHMARKED, *SHORT, *LONG, *ROWS, *PAST]))
+LARGEST_GRID = (2**31 - 1, 65535, 65535)
+WORK = 16384  # values, the most that one program holds: a tensor of so many times the programs allows them
+WARPS = 8  # of a program; one of 16 warps counts as two
+FULL = 0.8  # of the slots, at least: where a column's tiles divide so, all programs end sooner with some left empty
+NARROW_ROWS = 64  # of shorter rows, a mean and an rstd each are not a small part of the tensor
+
+
+def every_plan() -> list[object]:
+    return [pytest.param(case, sms, id=f"{describe(case).replace(' ', '-')}-{sms}") for case in REAL for sms in SMS]
+
+
+def of_tensor(case: Case, planned: Planned) -> int:
+    """How many tensors of x's size the launch reads or writes."""
+    return sum(elements == math.prod(case.shape) for elements, _ in planned.tensors.values())
+
+
+@pytest.mark.parametrize("case, sms", every_plan())
+def test_plan(case: Case, sms: int) -> None:
+    plans = launches(case, sms)
+    assert plans
+    for one in plans:
+        told = f"{describe(case)}: {one}"
+        assert all(1 <= n <= most for n, most in zip(one.grid, LARGEST_GRID, strict=False)), told
+        assert one.warps in (1, 2, 4, 8, 16) and all(n & (n - 1) == 0 for n in one.blocks.values()), told
+        if of_tensor(case, one) and math.prod(case.shape) >= 2 * sms * WORK:
+            assert one.programs * max(1, one.warps / WARPS) >= FULL * 2 * sms, told
+
+
+def budget(case: Case, op: str, passes: int) -> int:
+    """Tensors that an op may read or write in one pass over them, or in two.
+
+    Forward: x in each, y. Backward: x and dy in each, dx; fused, the residual in each and its gradient, dz.
+    """
+    fused = not op.startswith("general_relu")
+    if op.endswith("_fwd"):
+        return passes + 1 + (fused and case.residual)
+    return 2 * passes + 1 + (passes + 1 if fused and case.act and case.residual else 0)
+
+
+def check_bytes(case: Case, planned: list[Planned]) -> None:
+    """The large tensors are touched no more than in two passes, and all else together is a small part of them."""
+    for op in {one.op for one in planned}:
+        touched = [count for one in planned if one.op == op and (count := of_tensor(case, one))]
+        assert len(touched) <= 2 and sum(touched) <= budget(case, op, len(touched)), (op, touched)
+    small = [size for one in planned for elements, size in one.tensors.values() if elements < math.prod(case.shape)]
+    if math.prod(case.shape) >= 2**24 and shortest_set(case) >= NARROW_ROWS:
+        assert sum(small) <= 0.05 * sum(one.bytes for one in planned), f"{sum(small) / 1e6:.1f} MB beside the tensors"
+
+
+@pytest.mark.parametrize("case", REAL, ids=lambda case: describe(case).replace(" ", "-"))
+def test_bytes_moved(case: Case) -> None:
+    check_bytes(case, launches(case))
+
+
+def test_one_pass_more_is_seen() -> None:
+    planned = launches(SHORT[0])
+    with pytest.raises(AssertionError, match="batch_norm_fwd"):
+        check_bytes(SHORT[0], [planned[0], *planned])
+    wide = dataclasses.replace(planned[1], tensors={"partials_ptr": (math.prod(SHORT[0].shape) // 2, 10**9)})
+    with pytest.raises(AssertionError, match="beside the tensors"):
+        check_bytes(SHORT[0], [*planned, wide])
+
+
+def shortest_set(case: Case) -> int:
+    """How many values share a mean, or a weight."""
+    if isinstance(case, AotRowCase) and case.dims:
+        return min(math.prod(case.shape[-case.dims :]), math.prod(case.shape[: -case.dims]))
+    return case.shape[1] if isinstance(case, AotRowCase) and not case.groups else math.prod(case.shape[2:])
+
+
+def test_every_op_is_planned() -> None:
+    """Nothing that has a launcher is missing from the lists."""
+    planned = [one for case in REAL for one in launches(case)]
+    assert {one.op for one in planned} == set(triton_ops._import_kernels().LAUNCHERS)
+
+
+def as_launched(case: ConformanceCase) -> Case:
+    """The launchers' view of a conformance case."""
+    act = not isinstance(case, (NormCase, RowCase)) or case.act is not None
+    residual = isinstance(case, (NormCase, RowCase)) and case.residual is not None
+    training = not isinstance(case, NormCase) or case.training
+    options = (case.shape, case.dtype, case.layout == "channels_last", act, residual, training)
+    return AotRowCase(*options, case.dims, case.groups, case.rms) if isinstance(case, RowCase) else Case(*options)
+
+
+def test_the_short_list_launches_every_kernel() -> None:
+    """What compute-sanitizer looks at on a GPU leaves no kernel out."""
+    cases = [as_launched(case) for case in SHORT_LIST if len(case.shape) > 1]
+    assert {one.kernel for case in cases for one in launches(case)} == every_kernel()
