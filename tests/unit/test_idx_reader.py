@@ -61,9 +61,8 @@ def test_reads_every_element_type_in_native_order(tmp_path: Path, code: int) -> 
         (gzip.compress(encode(IMAGES))[:-9], "truncated or damaged gzip"),
         (b"\x1f\x8b" + bytes(30), "truncated or damaged gzip"),
     ],
-    ids=lambda value: (
-        value if isinstance(value, str) else f"{len(value)}_bytes"
-    ),  # gzip writes the time: no id for two processes
+    # gzip writes the time into its bytes: no id that two processes agree on.
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)}_bytes",
 )
 def test_a_damaged_file_is_named_with_its_damage(tmp_path: Path, content: bytes, words: str) -> None:
     path = written(tmp_path, content)
