@@ -60,8 +60,11 @@ FASTNORM_INLINE void update_vector(const Rule& rule, const Elements<T>& param, c
 }
 
 template <class Rule, class T>
-void update_run(const Rule& rule, const Elements<T>& param, const T* grad, const Elements<T>* state, int64_t n) {
+void update_run(const Rule& given, const Elements<T> param, const T* grad, const Elements<T>* places, int64_t n) {
   constexpr int L = kLanes<T>;
+  const Rule rule(given);  // copies that no store can change: they stay in registers
+  Elements<T> state[Rule::kStates + 1];
+  for (int k = 0; k < Rule::kStates; ++k) state[k] = places[k];
   int64_t i = 0;
   for (; i + L <= n; i += L) update_vector(rule, param, grad, state, i, L);
   if (i < n) update_vector(rule, param, grad, state, i, static_cast<int>(n - i));

@@ -100,6 +100,12 @@ class DeviceStep:
             assert entry.step is not None
             hyper = [v.to(self.device) if isinstance(v, Tensor) else float(v) for v in self.rule.hyper(entry.group)]
             values: list[Any] = self.rule.numbers(hyper, entry.step.double(), entry.first)
-            rows += [torch.as_tensor(v, dtype=torch.float64, device=self.device).reshape(()) for v in values]
+            rows += [self._on_device(value) for value in values]
         count = len(rows) // len(self.entries)
         return torch.stack(rows).view(-1, count), list(range(len(self.entries)))
+
+    def _on_device(self, value: Tensor | float) -> Tensor:
+        """As a float64 scalar; filled there and not uploaded, which a capture would not allow."""
+        if isinstance(value, Tensor):
+            return value.to(torch.float64).reshape(())
+        return torch.full((), float(value), dtype=torch.float64, device=self.device)

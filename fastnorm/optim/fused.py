@@ -121,6 +121,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         return plan, plan.grads()
 
     def _apply(self, plan: StepPlan, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        if plan.devices and "capturable" in self.defaults:
+            self._accelerator_graph_capture_health_check()
         if plan.sole is not None and not plan.sole.waits:
             self._apply_without_waiting(plan, plan.sole, grad_scale, found_inf)
             return

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastnorm.demo import data, measure, model, report, settings, shapes, train
+from fastnorm.demo import data, learn_lr, measure, model, report, settings, shapes, train
 from fastnorm.demo.progress import Progress
 from fastnorm.demo.settings import RECIPES, DemoError, make_recipe
 
@@ -298,3 +298,17 @@ def test_the_optimizers_have_the_lessons_rates() -> None:
     assert set(settings.OPTS) == {"sgd", "momentum", "rmsprop", "adam"}
     assert make_recipe("digits", epochs=None, lr=None, batch_size=None, opt="adam").lrs == (6e-3, 1e-3)
     assert make_recipe("digits", epochs=None, lr="0.5", batch_size=None, opt="adam").lrs == (0.5,)
+
+
+def test_the_learning_rate_is_learned_through_adams_steps() -> None:
+    """From too low and too high; and the derivative is a finite difference's."""
+    generator = torch.Generator().manual_seed(0)
+    x, other = (torch.randn(40, 5, generator=generator) for _ in range(2))
+    problem = (x, (x[:, 0] > 0).long(), other, (other[:, 0] > 0).long())
+    for start in (1e-3, 20.0):
+        found = learn_lr.learn(start, 15, *problem)
+        assert found[-1][1] < found[0][1]
+    lr = torch.tensor(0.1, requires_grad=True)
+    (grad,) = torch.autograd.grad(learn_lr.loss_after(lr, 4, *problem), lr)
+    above, below = (learn_lr.loss_after(torch.tensor(0.1 + h), 4, *problem) for h in (1e-2, -1e-2))
+    assert abs(float(grad) - float((above - below) / 2e-2)) < 0.02 * abs(float(grad))
