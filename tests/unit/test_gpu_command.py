@@ -207,7 +207,13 @@ def test_what_a_run_of_tests_amounts_to(
     assert outcome.status == wanted and told in outcome.detail
 
 
-def test_tests_that_passed_before_count() -> None:
+def test_tests_that_passed_before_count(tmp_path: Path) -> None:
+    file = tmp_path / "passed.txt"
+    assert testing.passed_before(file, [testing.FOLDER]) == 0
+    file.write_text("".join(f"{path}::test_a\n" for path in (*testing.LARGE, *testing.GRAPHS, "tests/unit/test_b.py")))
+    assert testing.passed_before(file, testing.LARGE) == 2
+    assert testing.passed_before(file, [testing.FOLDER, f"--ignore={testing.GRAPHS[0]}", "-n", "8"]) == 2
+    assert testing.passed_before(file, [testing.FOLDER]) == 3
     nothing_left = {"passed": 0, "failed": [], "skipped": {}}
     assert testing.judged("step", 5, "", nothing_left, "triton", 12, may_skip=False).status == PASS
     assert testing.judged("memcheck", 1, "Device not supported", None, "triton", 0, may_skip=True).status == NOT_RUN
