@@ -106,8 +106,16 @@ def run_tests(
             command += ["--skip-file", shutil.copy(passed, folder)]
         status, said = session.run(step, command, variables, grace=GRACE)
         counts = json.loads(summary.read_text()) if summary.exists() else None
-    before = 0 if prefix or not passed.exists() else len(passed.read_text().splitlines())
+    before = 0 if prefix else passed_before(passed, arguments)
     return judged(step, status, said, counts, backends, before, may_skip=may_skip)
+
+
+def passed_before(file: Path, arguments: Sequence[str]) -> int:
+    """How many of the tests that these arguments of pytest mean are in the file."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    ignored = tuple(a.removeprefix("--ignore=") for a in arguments if a.startswith("--ignore="))
+    meant = tuple(a for a in arguments if a.startswith(FOLDER))
+    return sum(line.startswith(meant) and not line.startswith(ignored or "\0") for line in lines)
 
 
 def judged(

@@ -207,10 +207,33 @@ def test_what_a_run_of_tests_amounts_to(
     assert outcome.status == wanted and told in outcome.detail
 
 
-def test_tests_that_passed_before_count() -> None:
+def test_tests_that_passed_before_count(tmp_path: Path) -> None:
+    file = tmp_path / "passed.txt"
+    assert testing.passed_before(file, [testing.FOLDER]) == 0
+    file.write_text("".join(f"{path}::test_a\n" for path in (*testing.LARGE, *testing.GRAPHS, "tests/unit/test_b.py")))
+    assert testing.passed_before(file, testing.LARGE) == 2
+    assert testing.passed_before(file, [testing.FOLDER, f"--ignore={testing.GRAPHS[0]}", "-n", "8"]) == 2
+    assert testing.passed_before(file, [testing.FOLDER]) == 3
     nothing_left = {"passed": 0, "failed": [], "skipped": {}}
     assert testing.judged("step", 5, "", nothing_left, "triton", 12, may_skip=False).status == PASS
     assert testing.judged("memcheck", 1, "Device not supported", None, "triton", 0, may_skip=True).status == NOT_RUN
+
+
+def test_a_step_of_tests_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the backend that is here: run, run again with nothing left, and under a tool that finds something."""
+    monkeypatch.setattr(testing, "gpu_backends", lambda: ["eager"])
+    arguments = (*testing.SHORT_LIST, "-k", "general_relu or layer")
+    first = testing.run_tests(session(tmp_path), "tests", arguments, may_skip=False)
+    assert first.status == PASS and "eager: 3 tests passed" in first.detail, (tmp_path / "log.txt").read_text()
+    again = testing.run_tests(session(tmp_path), "tests", arguments, may_skip=False)
+    assert again.status == PASS and "eager: 0 tests passed" in again.detail
+    tool = tmp_path / "tool"
+    tool.write_text('#!/bin/sh\n"$@"\nexit 99\n')
+    tool.chmod(0o755)
+    found = testing.run_tests(session(tmp_path), "memcheck", arguments, prefix=[str(tool)])
+    assert found.status == FAIL and "the sanitizer reports errors" in found.detail
+    late = testing.run_tests(session(tmp_path, -1), "memcheck", arguments, prefix=["env"])
+    assert late.status == PART and "3 left" in late.detail
 
 
 def test_the_sanitizer_is_found_in_the_path_or_beside_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
+import fastnorm
 from benchmarks.cases import all_cases
 from fastnorm.ops import triton as triton_ops
 from fastnorm.testing.cases import Case as ConformanceCase
@@ -21,7 +23,8 @@ from fastnorm.testing.triton_aot import RowCase as AotRowCase
 
 pytest.importorskip("triton")
 
-from benchmarks.launch_plans import Planned, describe, launched, launches
+from benchmarks.launch_plans import Planned, describe, launched, launches, recording
+from tests.conformance.captured import STEPS
 from tests.unit.test_triton_aot import LONG, PAST, ROWS, SHORT, every_kernel
 
 SMS = (132, 108, 16)
@@ -116,3 +119,11 @@ def test_the_short_list_launches_every_kernel() -> None:
     """What compute-sanitizer looks at on a GPU leaves no kernel out."""
     cases = [as_launched(case) for case in SHORT_LIST if len(case.shape) > 1]
     assert {one.kernel for case in cases for one in launches(case)} == every_kernel()
+
+
+def test_every_op_is_captured_in_a_graph() -> None:
+    """Nothing that has a launcher is missing from the steps that a GPU captures and replays."""
+    with fastnorm.use_backend("triton"), recording() as recorded:
+        for make in STEPS.values():
+            make(torch.device("cpu")).run()
+    assert {one.op for one in recorded} == set(triton_ops._import_kernels().LAUNCHERS)
