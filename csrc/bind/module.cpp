@@ -17,15 +17,16 @@ bool is_list(PyObject* object, const char* name) {
 // The gradients of those parameters that have one.
 PyObject* grads_of(PyObject*, PyObject* params) {
   static PyObject* const name = PyUnicode_InternFromString("grad");
+  static PyObject* const none = Py_BuildValue("");  // Py_None, for which the limited API has no other function
   if (!is_list(params, "params")) return nullptr;
   PyObject* found = PyList_New(0);
   if (found == nullptr) return nullptr;
   for (Py_ssize_t i = 0; i < PyList_Size(params); ++i) {
     PyObject* grad = PyObject_GetAttr(PyList_GetItem(params, i), name);
-    const bool kept = grad != nullptr && (grad == Py_None || PyList_Append(found, grad) == 0);
-    Py_XDECREF(grad);
+    const bool kept = grad != nullptr && (grad == none || PyList_Append(found, grad) == 0);
+    Py_DecRef(grad);
     if (!kept) {
-      Py_DECREF(found);
+      Py_DecRef(found);
       return nullptr;
     }
   }
@@ -51,7 +52,7 @@ PyObject* same_values(PyObject*, PyObject* args) {
   bool same = true;
   for (Py_ssize_t i = 0; same && i < PyList_Size(dicts); ++i) {
     PyObject* dict = PyList_GetItem(dicts, i);
-    if (!PyDict_Check(dict)) Py_RETURN_FALSE;
+    if (!PyDict_Check(dict)) return PyBool_FromLong(0);
     for (Py_ssize_t at = 0; same && PyDict_Next(dict, &at, &key, &value); ++seen) {
       same = seen < count && PyList_GetItem(values, seen) == value;
     }
