@@ -17,7 +17,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.machine import ROOT, sources
+from benchmarks.machine import ROOT, SOURCE_FOLDERS, sources
 
 LEDGER = "docs/gpu.md"
 RESULTS = "benchmarks/results/gpu"
@@ -217,8 +217,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     entries = read((ROOT / LEDGER).read_text())
     if args.out is not None:
         try:
-            print("\n".join(proven_rows(args.out, entries, sources())))
-        except NotProven as error:
+            rows = proven_rows(args.out, entries, sources())
+            commit = json.loads((args.out / "gpu.json").read_text())["commit"]["hash"]
+            if changed := changed_since(ROOT, commit, [ROOT / name for name in SOURCE_FOLDERS]):
+                raise NotProven(f"these are not as in {commit}: {', '.join(changed)}")
+            print("\n".join(rows))
+        except (NotProven, NoHistory, ValueError) as error:
             print(error, file=sys.stderr)
             return 1
         return 0

@@ -30,6 +30,8 @@ def proven_rows(out: Path, entries: Sequence[Entry], here: str) -> list[str]:
         raise NotProven("gpu.json is of other code than what lies here")
     if run["source"]["dry_run"] or run["source"]["gpu"] is None:
         raise NotProven("gpu.json is of a dry run, or of a machine without a GPU")
+    if run["commit"]["dirty"] or run["commit"]["hash"] == "unknown":
+        raise NotProven("gpu.json is of changes on top of a commit, or of no known commit (see --commit)")
     states = {step["step"]: step["status"] for step in run["steps"] if not step["columns"]}
     absent = [s for s in MAY_BE_ABSENT if states.get(s) == "NOT RUN"]
     lacking = [s for s in NEEDED if states.get(s) != "PASS" and s not in absent]

@@ -21,6 +21,7 @@ from benchmarks.machine import ROOT
 FOLDER = "tests/conformance"
 LARGE = (f"{FOLDER}/test_past_int32.py", f"{FOLDER}/test_large.py")  # gigabytes each: one after the other
 GRAPHS = (f"{FOLDER}/test_cuda_graphs.py",)
+DRAWN = f"{FOLDER}/test_random.py"  # its cases are drawn by hypothesis, which a bare machine may lack
 SHORT_LIST = (f"{FOLDER}/test_short_list.py",)  # every kernel once, on few values
 
 SANITIZER = "compute-sanitizer"
@@ -39,10 +40,13 @@ def gpu_backends() -> list[str]:
 
 def conformance(session: Session) -> Outcome:
     """The suite but for what has steps of its own; with pytest-xdist on several cores, which do the float64."""
-    arguments = [FOLDER, *(f"--ignore={path}" for path in (*LARGE, *GRAPHS))]
+    drawn = [] if importlib.util.find_spec("hypothesis") else [DRAWN]
+    arguments = [FOLDER, *(f"--ignore={path}" for path in (*LARGE, *GRAPHS, *drawn))]
     if importlib.util.find_spec("xdist") is not None and not session.dry_run:
         arguments += ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2))), "--dist", "worksteal"]
-    return run_tests(session, "conformance", arguments)
+    outcome = run_tests(session, "conformance", arguments)
+    outcome.detail += f"; without {DRAWN}: hypothesis is not installed" if drawn else ""
+    return outcome
 
 
 def large(session: Session) -> Outcome:

@@ -219,6 +219,17 @@ def test_tests_that_passed_before_count(tmp_path: Path) -> None:
     assert testing.judged("memcheck", 1, "Device not supported", None, "triton", 0, may_skip=True).status == NOT_RUN
 
 
+def test_conformance_without_hypothesis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bare machine: the tests that need no more than torch and pytest are collected, and the rest is told."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "hypothesis.py").write_text("raise ImportError('not installed')\n")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # its plugin, which is installed here
+    monkeypatch.setattr(testing, "ROOT", os.pathsep.join((str(tmp_path), str(ROOT))))
+    outcome = testing.conformance(session(tmp_path, dry_run=True))
+    assert outcome.status == PASS, (tmp_path / "log.txt").read_text()[-2000:]
+    assert "test_random.py: hypothesis is not installed" in outcome.detail
+
+
 def test_a_step_of_tests_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the backend that is here: run, run again with nothing left, and under a tool that finds something."""
     monkeypatch.setattr(testing, "gpu_backends", lambda: ["eager"])

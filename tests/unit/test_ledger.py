@@ -157,7 +157,10 @@ def test_files_behind_an_op() -> None:
 
 def run_of(out: Path, **changes: object) -> Path:
     steps = [{"step": step, "status": "PASS", "columns": []} for step in (*ledger_rows.NEEDED, "demo")]
-    run = {"commit": {"hash": "a" * 40}, "source": {"sources": "code", "dry_run": False, "gpu": "NVIDIA H200"}}
+    run = {
+        "commit": {"hash": "a" * 40, "dirty": False},
+        "source": {"sources": "code", "dry_run": False, "gpu": "NVIDIA H200"},
+    }
     (out / "gpu.json").write_text(json.dumps(run | {"steps": steps} | changes))
     return out
 
@@ -174,6 +177,8 @@ def test_rows_are_printed_for_a_run_on_this_code(tmp_path: Path) -> None:
     (
         ({"source": {"sources": "other", "dry_run": False, "gpu": "NVIDIA H200"}}, "other code"),
         ({"source": {"sources": "code", "dry_run": True, "gpu": None}}, "dry run"),
+        ({"commit": {"hash": "a" * 40, "dirty": True}}, "changes on top"),
+        ({"commit": {"hash": "unknown", "dirty": None}}, "no known commit"),
         ({"steps": [{"step": "conformance", "status": "PASS", "columns": ["row_norm"]}]}, "not passed for all ops"),
     ),
 )
