@@ -18,7 +18,7 @@ from fastnorm.ops import triton as triton_ops
 from fastnorm.testing.cases import Case as ConformanceCase
 from fastnorm.testing.cases import NormCase, RowCase
 from fastnorm.testing.short_list import SHORT_LIST
-from fastnorm.testing.triton_aot import Case
+from fastnorm.testing.triton_aot import Case, OptimCase
 from fastnorm.testing.triton_aot import RowCase as AotRowCase
 
 pytest.importorskip("triton")
@@ -29,7 +29,10 @@ from tests.unit.test_triton_aot import LONG, PAST, ROWS, SHORT, every_kernel
 
 SMS = (132, 108, 16)
 BENCHMARKED = list(dict.fromkeys(launched(case) for case in all_cases("cuda")))
-REAL = list(dict.fromkeys([*BENCHMARKED, *SHORT, *LONG, *ROWS, *PAST]))
+# Not the optimizers': their tensors lie behind a table of pointers, where no launch shows them (test_optim_triton.py).
+REAL = [
+    case for case in dict.fromkeys([*BENCHMARKED, *SHORT, *LONG, *ROWS, *PAST]) if not isinstance(case, OptimCase)
+]
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 WORK = 16384  # values, the most that one program holds: a tensor of so many times the programs allows them
 WARPS = 8  # of a program; one of 16 warps counts as two
@@ -116,9 +119,9 @@ def as_launched(case: ConformanceCase) -> Case:
 
 
 def test_the_short_list_launches_every_kernel() -> None:
-    """What compute-sanitizer looks at on a GPU leaves no kernel out."""
+    """What compute-sanitizer looks at on a GPU leaves no kernel out but the optimizers' (docs/gpu.md says so)."""
     cases = [as_launched(case) for case in SHORT_LIST if len(case.shape) > 1]
-    assert {one.kernel for case in cases for one in launches(case)} == every_kernel()
+    assert {one.kernel for case in cases for one in launches(case)} == every_kernel() - {"optim_step_kernel"}
 
 
 def test_every_op_is_captured_in_a_graph() -> None:
