@@ -207,6 +207,19 @@ def test_derivatives_are_finite_where_the_average_is_zero(second: bool) -> None:
                 assert all(t is None or t.isfinite().all() for t in again)
 
 
+@pytest.mark.parametrize("create_graph", (False, True))
+def test_one_tensor_as_parameter_and_gradient(create_graph: bool) -> None:
+    results = []
+    for backend in ("native", "eager"):
+        p = vector(1)
+        m, v = vector(2), vector(3, least=0.1)
+        new, *_ = adam_step(p, p, m, v, step=2, lr=0.1, weight_decay=0.1, backend=backend)
+        (dp,) = torch.autograd.grad(new.sum(), p, create_graph=create_graph)
+        results.append((dp, *(torch.autograd.grad(dp.square().sum(), [p, m]) if create_graph else ())))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_strides_and_complex_numbers() -> None:
     base = vector(1, 48, torch.float32).detach().view(2, 4, 3, 2)
     grad = vector(2, 48, torch.float32).detach().view(2, 4, 3, 2)
