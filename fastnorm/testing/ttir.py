@@ -7,7 +7,7 @@ import re
 ARGUMENT = re.compile(r"(%\w+): !tt\.ptr<")
 ADD = re.compile(r"(%[\w#]+) = tt\.addptr (%[\w#]+), (%[\w#]+) : .*, (?:tensor<[\dx]+x)?i(\d+)>? ")
 SAME = re.compile(r"(%[\w#]+) = tt\.(?:splat|broadcast|expand_dims|bitcast|reshape) (%[\w#]+)[ ,{].*!tt\.ptr<")
-FROM_NUMBER = re.compile(r"(%[\w#]+) = tt\.int_to_ptr (%[\w#]+) : (?:tensor<[\dx]+x)?i64")
+FROM_NUMBER = re.compile(r"(%[\w#]+) = tt\.int_to_ptr (%[\w#]+).* : i64 ->")
 ACCESS = re.compile(r"tt\.(?:load|store) (%[\w#]+)")
 
 
@@ -26,8 +26,8 @@ def narrow_arguments(ttir: str) -> list[str]:
             result, base, _, bits = added.groups()
             if base in origin:
                 origin[result], stepped[result] = origin[base], stepped[base] | {int(bits)}
-        elif made := FROM_NUMBER.search(line):  # an entry of a pointer table, moved to its place as a 64-bit number
-            origin[made[1]], stepped[made[1]] = made[2].removeprefix("%"), {64}
+        elif made := FROM_NUMBER.search(line):  # an entry of a table of pointers
+            origin[made[1]], stepped[made[1]] = made[2].removeprefix("%"), set()
         elif same := SAME.search(line):
             result, base = same.groups()
             if base in origin:
