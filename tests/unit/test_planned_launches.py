@@ -30,9 +30,7 @@ from tests.unit.test_triton_aot import LONG, PAST, ROWS, SHORT, every_kernel
 SMS = (132, 108, 16)
 BENCHMARKED = list(dict.fromkeys(launched(case) for case in all_cases("cuda")))
 # Not the optimizers': their tensors lie behind a table of pointers, where no launch shows them (test_optim_triton.py).
-REAL = [
-    case for case in dict.fromkeys([*BENCHMARKED, *SHORT, *LONG, *ROWS, *PAST]) if not isinstance(case, OptimCase)
-]
+REAL = [case for case in dict.fromkeys([*BENCHMARKED, *SHORT, *LONG, *ROWS, *PAST]) if not isinstance(case, OptimCase)]
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 WORK = 16384  # values, the most that one program holds: a tensor of so many times the programs allows them
 WARPS = 8  # of a program; one of 16 warps counts as two
