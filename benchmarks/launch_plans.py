@@ -92,6 +92,8 @@ def describe(case: triton_aot.Case) -> str:
         parts += [f"rows of {case.dims} dims"] if case.dims else [f"{case.groups or 'no'} groups"]
         parts += ["rms"] * case.rms
     parts += [name for name in ("act", "residual") if getattr(case, name)]
+    told = {field.name for kind in (triton_aot.Case, triton_aot.RowCase) for field in dataclasses.fields(kind)}
+    parts += [f"{f.name}={getattr(case, f.name)}" for f in dataclasses.fields(case) if f.name not in told]
     return " ".join([*parts, "training" if case.training else "eval"])
 
 
@@ -112,12 +114,16 @@ def recording(sms: int = H200) -> Iterator[list[Planned]]:
     calls: list[str] = []
 
     def record(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> None:
-        recorded.append(planned(calls[-1], self, args, tuple(grid), named))
+        op = calls[-1] if calls else self.fn.__name__.removesuffix("_kernel")  # launched by no op of the table
+        recorded.append(planned(op, self, args, tuple(grid), named))
 
     def named_call(op: str, launcher: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
             calls.append(op)
-            return launcher(*args)
+            try:
+                return launcher(*args)
+            finally:
+                calls.pop()
 
         return call
 
@@ -136,7 +142,7 @@ def planned(op: str, kernel: Any, args: tuple[Any, ...], grid: tuple[int, ...], 
         op=op,
         kernel=kernel.fn.__name__,
         grid=grid,
-        warps=named["num_warps"],
+        warps=named.get("num_warps", 4),
         blocks={name: value for name, value in named.items() if name.startswith("BLOCK")},
         tensors={
             name: (value.numel(), value.numel() * value.element_size())

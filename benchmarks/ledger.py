@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.machine import ROOT, SOURCE_FOLDERS, sources
@@ -25,7 +26,6 @@ HEADING = "## Ledger"
 FIELDS = ("op", "over", "backend", "proof", "gpu", "numbers")
 PROOF = re.compile(r"unproven|does not exist|(?P<since>unproven since )?`(?P<commit>[0-9a-f]{7,40})`")
 NOT_KERNELS = {"demo": ("fastnorm/demo",)}
-NO_SCHEMA = {"optim_step": "kernels/optim.py"}  # kernels that no op calls: an optimizer's table of pointers does
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
@@ -83,7 +83,7 @@ def import_closure(file: Path) -> list[Path]:
 
 
 def launchers(root: Path) -> dict[str, Path]:
-    """Every op with a Triton launcher, and its file, as kernels/__init__.py imports them; and what else has kernels."""
+    """Every op with a Triton launcher, and its file, as kernels/__init__.py imports them."""
     package = root / "kernels" / "__init__.py"
     tree = ast.parse(package.read_text())
     origin = {
@@ -96,12 +96,11 @@ def launchers(root: Path) -> dict[str, Path]:
         node.value for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "LAUNCHERS"
     )
     assert isinstance(table, ast.Dict)
-    found = {
+    return {
         ast.literal_eval(key): origin[ast.unparse(value)]
         for key, value in zip(table.keys, table.values, strict=True)
         if key
     }
-    return found | {name: root / file for name, file in NO_SCHEMA.items() if (root / file).exists()}
 
 
 def include_closure(root: Path, file: Path) -> list[Path]:
@@ -123,8 +122,10 @@ def files_behind(root: Path, entry: Entry) -> list[Path]:
     if entry.op in NOT_KERNELS:
         files = [path for folder in NOT_KERNELS[entry.op] for path in (root / folder).rglob("*.py")]
         return sorted({*files, *(path for file in launchers(root).values() for path in import_closure(file))})
-    if entry.backend == "triton" and entry.op in launchers(root):
-        return import_closure(launchers(root)[entry.op])
+    if entry.backend == "triton":
+        own = launchers(root).get(entry.op, root / "kernels" / f"{entry.op}.py")
+        if own.exists():
+            return import_closure(own)
     if entry.backend == "eager" and entry.op == "all ops":
         return sorted((root / "fastnorm" / "eager").rglob("*.py"))
     if entry.backend == "native":
@@ -175,8 +176,8 @@ def form_problems(entry: Entry, root: Path) -> Iterator[str]:
             yield f"{entry}: {RESULTS}/{entry.commit}/gpu.json is missing or of another commit"
 
 
-def problems(root: Path, entries: Sequence[Entry], ops: Collection[str]) -> tuple[list[str], list[str]]:
-    """(what is wrong, what could not be checked for want of history). ops: the names of all op schemas."""
+def problems(root: Path, entries: Sequence[Entry]) -> tuple[list[str], list[str]]:
+    """(what is wrong, what could not be checked for want of history)."""
     wrong: list[str] = []
     unknown: list[str] = []
     for entry in entries:
@@ -200,16 +201,28 @@ def problems(root: Path, entries: Sequence[Entry], ops: Collection[str]) -> tupl
             if changed:
                 told = f"changed after its proof; say `unproven since {entry.commit}` in {LEDGER}"
                 wrong.append(f"{entry}: {', '.join(changed)} {told}")
-    have = {entry.op for entry in entries if entry.backend == "triton"}
-    wrong += [f"{op}: has Triton kernels and no row" for op in launchers(root) if op not in have]
-    wrong += [f"{op}: is in the ledger and no op" for op in sorted(have - set(ops) - set(NOT_KERNELS) - set(NO_SCHEMA))]
-    return wrong, unknown
+    return wrong + uncovered(root, entries), unknown
+
+
+def uncovered(root: Path, entries: Sequence[Entry]) -> list[str]:
+    """Ops with a launcher, and files with kernels, that no row of the Triton backend is about."""
+    rows = [entry for entry in entries if entry.backend == "triton" and entry.op not in NOT_KERNELS]
+    have = {entry.op for entry in rows}
+    missing = [f"{op}: has Triton kernels and no row" for op in launchers(root) if op not in have]
+    covered: set[Path] = set()
+    for entry in rows:
+        with contextlib.suppress(ValueError):
+            covered |= set(files_behind(root, entry))
+    kernels = [
+        path for path in (root / "kernels").glob("*.py") if re.search(r"^def \w+_kernel\(", path.read_text(), re.M)
+    ]
+    names = [path.relative_to(root).as_posix() for path in sorted(kernels) if path not in covered]
+    return missing + [f"{name}: holds kernels and is behind no row" for name in names]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 when the ledger is wrong, or OUT_DIR proves nothing about this code."""
     from benchmarks.ledger_rows import NotProven, proven_rows
-    from fastnorm.ops.schemas import SCHEMAS
 
     p = argparse.ArgumentParser(prog="python -m benchmarks.ledger", description=__doc__)
     p.add_argument("out", nargs="?", type=Path, metavar="OUT_DIR")
@@ -226,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 1
         return 0
-    wrong, unknown = problems(ROOT, entries, SCHEMAS)
+    wrong, unknown = problems(ROOT, entries)
     claimed = sum(entry.claims for entry in entries)
     print("\n".join([*wrong, *unknown, f"{len(entries)} rows, {claimed} proven, {len(wrong)} wrong"]))
     return 1 if wrong or unknown else 0

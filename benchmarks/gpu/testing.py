@@ -22,7 +22,11 @@ FOLDER = "tests/conformance"
 LARGE = (f"{FOLDER}/test_past_int32.py", f"{FOLDER}/test_large.py")  # gigabytes each: one after the other
 GRAPHS = (f"{FOLDER}/test_cuda_graphs.py",)
 DRAWN = f"{FOLDER}/test_random.py"  # its cases are drawn by hypothesis, which a bare machine may lack
-SHORT_LIST = (f"{FOLDER}/test_short_list.py",)  # every kernel once, on few values
+# Every kernel once, on few values.
+SHORT_LIST = (
+    f"{FOLDER}/test_short_list.py",
+    f"{FOLDER}/test_optim_triton.py::test_sizes_around_blocks_and_chunks",
+)
 
 SANITIZER = "compute-sanitizer"
 ERRORS_FOUND = 99  # the status that the sanitizer is asked to end with when it found something

@@ -7,13 +7,14 @@ import re
 ARGUMENT = re.compile(r"(%\w+): !tt\.ptr<")
 ADD = re.compile(r"(%[\w#]+) = tt\.addptr (%[\w#]+), (%[\w#]+) : .*, (?:tensor<[\dx]+x)?i(\d+)>? ")
 SAME = re.compile(r"(%[\w#]+) = tt\.(?:splat|broadcast|expand_dims|bitcast|reshape) (%[\w#]+)[ ,{].*!tt\.ptr<")
-FROM_NUMBER = re.compile(r"(%[\w#]+) = tt\.int_to_ptr (%[\w#]+).* : i64 ->")
+LOADED = re.compile(r"(%[\w#]+) = tt\.int_to_ptr ")  # a pointer out of a table
 ACCESS = re.compile(r"tt\.(?:load|store) (%[\w#]+)")
 
 
 def narrow_arguments(ttir: str) -> list[str]:
     """The pointer arguments that some access reaches by 32-bit steps alone; "?" for an access of unknown origin.
 
+    "table" stands for all pointers that are read from memory.
     An offset past 2^31 elements needs one step of 64 bits on its way; the others may be 32 bits wide, within a tile.
     """
     entry = ttir[ttir.index("tt.func public") :]
@@ -26,8 +27,8 @@ def narrow_arguments(ttir: str) -> list[str]:
             result, base, _, bits = added.groups()
             if base in origin:
                 origin[result], stepped[result] = origin[base], stepped[base] | {int(bits)}
-        elif made := FROM_NUMBER.search(line):  # an entry of a table of pointers
-            origin[made[1]], stepped[made[1]] = made[2].removeprefix("%"), set()
+        elif loaded := LOADED.search(line):
+            origin[loaded[1]], stepped[loaded[1]] = "table", set()
         elif same := SAME.search(line):
             result, base = same.groups()
             if base in origin:

@@ -11,7 +11,6 @@ import pytest
 
 from benchmarks import ledger, ledger_rows
 from benchmarks.ledger import Entry, files_behind, problems, read
-from fastnorm.ops.schemas import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +19,7 @@ def test_the_ledger_holds_for_this_checkout() -> None:
     """A kernel file changed after its proof? Say "unproven since `COMMIT`" in its rows of docs/gpu.md."""
     entries = read((ROOT / ledger.LEDGER).read_text())
     assert entries
-    wrong, unknown = problems(ROOT, entries, SCHEMAS)
+    wrong, unknown = problems(ROOT, entries)
     assert not wrong, "\n".join(wrong)
     if unknown:  # not a pass: this checkout lacks the history that tells
         pytest.skip("the ledger cannot be held against git here: " + "; ".join(unknown))
@@ -80,7 +79,7 @@ def claims(root: Path) -> list[Entry]:
 def test_nothing_is_wrong_while_no_kernel_changes(root: Path) -> None:
     entries = claims(root)
     commit(root, **{"README.md": "b\n"})
-    assert problems(root, entries, OPS) == ([], [])
+    assert problems(root, entries) == ([], [])
 
 
 @pytest.mark.parametrize("committed", (True, False))
@@ -97,11 +96,11 @@ def test_a_change_after_the_proof_is_seen(root: Path, changed: str, ops: set[str
         commit(root, **{name: text})
     else:
         (root / name).write_text(text)
-    wrong, unknown = problems(root, entries, OPS)
+    wrong, unknown = problems(root, entries)
     assert not unknown and {line.split()[0] for line in wrong} == ops
     assert all(f"{name} changed after its proof; say `unproven since" in line for line in wrong)
     honest = [dataclasses.replace(e, proof=f"unproven since {e.proof}") if e.op in ops else e for e in entries]
-    assert problems(root, honest, OPS) == ([], [])
+    assert problems(root, honest) == ([], [])
 
 
 def test_without_history_it_says_so(root: Path, tmp_path: Path) -> None:
@@ -113,7 +112,7 @@ def test_without_history_it_says_so(root: Path, tmp_path: Path) -> None:
     git(root, "worktree", "add", "-q", str(bare))
     (bare / ".git").unlink()
     for copy, told in ((shallow, "is not in this checkout's history"), (bare, "is not in this checkout's history")):
-        wrong, unknown = problems(copy, [proven(copy, e.op, e.commit or "") for e in entries], OPS)
+        wrong, unknown = problems(copy, [proven(copy, e.op, e.commit or "") for e in entries])
         assert not wrong and len(unknown) == 2 and all(told in line for line in unknown)
 
 
@@ -123,7 +122,7 @@ def test_a_proof_from_elsewhere_is_wrong(root: Path) -> None:
     elsewhere = commit(root, **{"README.md": "b\n"})
     git(root, "checkout", "-q", "-")
     entries = [proven(root, op, elsewhere) for op in OPS]
-    wrong, unknown = problems(root, entries, OPS)
+    wrong, unknown = problems(root, entries)
     assert not unknown and len(wrong) == 2 and all("not among HEAD's ancestors" in line for line in wrong)
 
 
@@ -140,13 +139,23 @@ def test_a_proof_from_elsewhere_is_wrong(root: Path) -> None:
 )
 def test_what_else_is_wrong(root: Path, changes: dict[str, str], told: str) -> None:
     relu, norm = claims(root)
-    wrong, _ = problems(root, [dataclasses.replace(relu, **changes), norm], OPS)
+    wrong, _ = problems(root, [dataclasses.replace(relu, **changes), norm])
     assert any(told in line for line in wrong), wrong
 
 
 def test_every_op_needs_a_row(root: Path) -> None:
-    wrong, _ = problems(root, claims(root)[:1], OPS)
+    wrong, _ = problems(root, claims(root)[:1])
     assert wrong == ["norm_fwd: has Triton kernels and no row"]
+
+
+def test_every_file_of_kernels_needs_a_row(root: Path) -> None:
+    """Also those that are launched by no op of the table; their row is called after the file."""
+    entries = claims(root)
+    (root / "kernels" / "step.py").write_text("from .relu import relu_fwd\ndef step_kernel(x):\n    pass\n")
+    assert problems(root, entries)[0] == ["kernels/step.py: holds kernels and is behind no row"]
+    step = Entry("step", "", "triton", "unproven", "-", "-")
+    assert problems(root, [*entries, step]) == ([], [])
+    assert {path.name for path in files_behind(root, step)} == {"step.py", "relu.py"}
 
 
 def test_files_behind_an_op() -> None:

@@ -221,4 +221,8 @@ def test_a_narrow_offset_is_seen() -> None:
     assert narrow_arguments(TEXT) == []  # nothing is read or written there yet
     assert narrow_arguments(TEXT + "    tt.store %f, %d : tensor<8x!tt.ptr<f32>> loc(#l)\n") == ["y_ptr"]
     assert narrow_arguments(TEXT + "    tt.store %y_ptr, %z : !tt.ptr<f32> loc(#l)\n") == []
+    table = "    %t = tt.int_to_ptr %word : i64 -> !tt.ptr<f32> loc(#l)\n"
+    far = "    %u = tt.addptr %t, %start : !tt.ptr<f32>, i64 loc(#l)\n    %v = tt.load %u : !tt.ptr<f32> loc(#l)\n"
+    assert narrow_arguments(TEXT + table + far) == []
+    assert narrow_arguments(TEXT + table + far.replace("i64", "i32")) == ["table"]
     assert narrow_arguments(TEXT + "    tt.store %loop_carried, %d : tensor<8x!tt.ptr<f32>> loc(#l)\n") == ["?"]
