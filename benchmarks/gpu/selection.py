@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
+from benchmarks import compare
 from fastnorm.ops.schemas import SCHEMAS
 
 COLUMN_GROUPS = {"norms": ("batch_norm", "row_norm"), "activations": ("general_relu",)}
@@ -19,8 +20,10 @@ class UnknownName(ValueError):
 
 
 def columns() -> tuple[str, ...]:
-    """The op columns: an op's name without its direction."""
-    return tuple(dict.fromkeys(re.sub("_(fwd|bwd|step)$", "", name) for name in SCHEMAS))
+    """The op columns: an op's name without its direction, and what the benchmark's cases for a GPU belong to."""
+    of_ops = [re.sub("_(fwd|bwd|step)$", "", name) for name in SCHEMAS]
+    measured = compare.chosen(compare.parser().parse_args(["--device", "cuda"]))
+    return tuple(dict.fromkeys([*of_ops, *(case.spec.column for case in measured)]))
 
 
 def column_groups(columns: Collection[str]) -> dict[str, tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 ARGUMENT = re.compile(r"(%\w+): !tt\.ptr<")
-ADD = re.compile(r"(%[\w#]+) = tt\.addptr (%[\w#]+), (%[\w#]+) : .*, (?:tensor<[\dx]+x)?i(\d+)>? ")
+ADD = re.compile(r"(%[\w#]+) = tt\.addptr (%[\w#]+), (%[\w#]+)(?: \{[^}]*\})? : .*, (?:tensor<[\dx]+x)?i(\d+)>? ")
 SAME = re.compile(r"(%[\w#]+) = tt\.(?:splat|broadcast|expand_dims|bitcast|reshape) (%[\w#]+)[ ,{].*!tt\.ptr<")
 LOADED = re.compile(r"(%[\w#]+) = tt\.int_to_ptr ")  # a pointer out of a table
 ACCESS = re.compile(r"tt\.(?:load|store) (%[\w#]+)")

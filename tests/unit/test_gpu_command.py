@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import steps, table, testing
-from benchmarks.gpu.selection import UnknownName, choose
+from benchmarks.gpu.selection import UnknownName, choose, columns
 from benchmarks.gpu.session import FAIL, NOT_RUN, PART, PASS, Outcome, Record, Session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +75,7 @@ def test_selection() -> None:
     assert choose(["norms"], names, COLUMNS) == (tuple(names), ("batch_norm", "row_norm"))
     assert choose(["optimizers", "compare"], names, COLUMNS) == (("compare",), ("adam",))
     assert choose(["sanitizer", "general_relu"], names, COLUMNS)[0] == ("memcheck", "racecheck", "synccheck")
+    assert columns()[:3] == COLUMNS[:3]
     with pytest.raises(UnknownName, match="softmax"):
         choose(["softmax"], names, COLUMNS)
 
