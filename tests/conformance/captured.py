@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,30 @@ def norm_step(make: Callable[[], nn.Module], shape: tuple[int, ...], device: tor
     return Step((x, dy, *parameters), run, tuple(module.buffers()))
 
 
+def optim_step(name: str, kwargs: dict[str, Any], device: torch.device) -> Step:
+    """A whole step over a few parameters; each gradient is a buffer."""
+    params = [nn.Parameter(torch.zeros(shape, device=device)) for shape in ((5, 7), (1025,), (3,))]
+    grads = tuple(torch.zeros_like(p) for p in params)
+    for p, grad in zip(params, grads, strict=True):
+        p.grad = grad
+    optimizer = getattr(fastnorm.optim, name)(params, **kwargs)
+    if device.type == "cuda" and "capturable" in optimizer.defaults:
+        for group in optimizer.param_groups:
+            group["capturable"] = True
+    optimizer.step()  # makes the state
+    state = (t for own in optimizer.state.values() for t in own.values() if isinstance(t, Tensor))
+
+    def run() -> tuple[Tensor, ...]:
+        optimizer.step()
+        return tuple(p.detach().clone() for p in params)
+
+    return Step(grads, run, (*params, *state))
+
+
+def optim_row(name: str, kwargs: dict[str, Any]) -> Make:
+    return lambda device: optim_step(name, kwargs, device)
+
+
 def modules(
     shape: tuple[int, ...], rows: tuple[int, ...]
 ) -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
@@ -83,4 +108,10 @@ STEPS: dict[str, Make] = {
     for name, (make, shape) in modules(SHAPES[size], ROWS[size]).items()
     for layout in ("contiguous", "channels_last")
     if layout == "contiguous" or len(shape) == 4
+}
+STEPS |= {
+    "sgd_momentum": optim_row("SGD", {"lr": 0.1, "momentum": 0.9}),
+    "rmsprop": optim_row("RMSprop", {"lr": 0.1, "momentum": 0.9, "centered": True}),
+    "adam": optim_row("Adam", {"lr": 0.1, "max_norm": 1.0}),
+    "adamw": optim_row("AdamW", {"lr": 0.1, "amsgrad": True}),
 }
