@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.testing._internal.common_optimizers import optim_db
 
 import fastnorm
 from fastnorm import optim
@@ -69,37 +66,6 @@ def test_every_combination_of_switches(name: str, dtype: torch.dtype, backend: s
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_around_every_edge(name: str, dtype: torch.dtype) -> None:
     follow(name, options(name)[-1], [(n,) for n in SIZES], dtype, steps=2)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_torchs_own_database(name: str) -> None:
-    info = next(info for info in optim_db if info.optim_cls is getattr(torch.optim, name))
-    inputs = [i for i in info.optim_inputs_func(device="cpu", dtype=torch.float32) if not i.kwargs.get("capturable")]
-    assert len(inputs) >= 5
-    for item in inputs:
-        params = make_params([(3, 5), (1025,), ()], torch.float32)
-        ours = getattr(optim, name)(params, **{"lr": 0.01, **item.kwargs})
-        with torch.no_grad():
-            for step in range(2):
-                set_grads(params, seed=step)
-                check_step(ours, params, getattr(torch.optim, name), f"{name}: {item.desc}, step {step}")
-
-
-@settings(max_examples=40)
-@given(data=st.data())
-@pytest.mark.parametrize("name", NAMES)
-def test_random_numbers(name: str, data: st.DataObject) -> None:
-    def number(low: float, high: float) -> float:
-        return data.draw(st.floats(low, high, allow_subnormal=False))
-
-    kwargs: dict[str, Any] = {"lr": number(0, 2), "weight_decay": number(0, 1)}
-    if name == "SGD":
-        kwargs |= {"momentum": number(0, 1), "dampening": number(0, 1)}
-    else:
-        kwargs["eps"] = number(1e-8, 1)
-        average = {"betas": (number(0, 0.999), number(0, 0.999))} if "Adam" in name else {"alpha": number(0, 1)}
-        kwargs |= average
-    follow(name, kwargs, [(9,), (40,)], torch.float32, steps=2)
 
 
 @pytest.mark.parametrize("name", NAMES)

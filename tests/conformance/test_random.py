@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +15,7 @@ from fastnorm.testing.cases import LAYOUTS, Case, fits
 from fastnorm.testing.problems import DATA
 
 from .backends import Backend, each_backend
+from .test_optim_oracle import NAMES, follow
 
 FEW, MANY = 25, 600
 TINY_DATA = (
@@ -150,6 +153,23 @@ def test_row_norm(backend: Backend) -> None:
 @each_backend()
 def test_general_relu(backend: Backend) -> None:
     explore(backend, relu_cases(largest(backend)), FEW)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_of_optimizers(name: str, data: st.DataObject) -> None:
+    def number(low: float, high: float) -> float:
+        return data.draw(st.floats(low, high, allow_subnormal=False))
+
+    kwargs: dict[str, Any] = {"lr": number(0, 2), "weight_decay": number(0, 1)}
+    if name == "SGD":
+        kwargs |= {"momentum": number(0, 1), "dampening": number(0, 1)}
+    else:
+        kwargs["eps"] = number(1e-8, 1)
+        average = {"betas": (number(0, 0.999), number(0, 0.999))} if "Adam" in name else {"alpha": number(0, 1)}
+        kwargs |= average
+    follow(name, kwargs, [(9,), (40,)], torch.float32, steps=2)
 
 
 @pytest.mark.slow
