@@ -15,7 +15,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.machine import ROOT, SOURCE_FOLDERS, sources
@@ -66,20 +66,28 @@ def read(text: str) -> list[Entry]:
     return [Entry(*row) for row in cells]
 
 
-def import_closure(file: Path) -> list[Path]:
-    """A module of a package and all of its neighbours that it imports, directly or not."""
+def closure(file: Path, named: Callable[[Path], Iterable[Path]]) -> list[Path]:
+    """A file and all that it names, directly or not, of those that exist."""
     found: list[Path] = []
     waiting = [file]
     while waiting:
         path = waiting.pop()
-        if path in found:
-            continue
-        found.append(path)
+        if path not in found:
+            found.append(path)
+            waiting += [other for other in named(path) if other.exists()]
+    return sorted(found)
+
+
+def import_closure(file: Path) -> list[Path]:
+    """A module of a package and all of its neighbours that it imports, directly or not."""
+
+    def imported(path: Path) -> Iterator[Path]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level == 1:
                 names = [node.module] if node.module else [alias.name for alias in node.names]
-                waiting += [near for name in names if (near := path.with_name(f"{name}.py")).exists()]
-    return sorted(found)
+                yield from (path.with_name(f"{name}.py") for name in names)
+
+    return closure(file, imported)
 
 
 def launchers(root: Path) -> dict[str, Path]:
@@ -105,16 +113,12 @@ def launchers(root: Path) -> dict[str, Path]:
 
 def include_closure(root: Path, file: Path) -> list[Path]:
     """A CUDA source and all headers of csrc that it includes, directly or not."""
-    found: list[Path] = []
-    waiting = [file]
-    while waiting:
-        path = waiting.pop()
-        if path in found:
-            continue
-        found.append(path)
+
+    def included(path: Path) -> Iterator[Path]:
         for name in INCLUDE.findall(path.read_text()):
-            waiting += [near for near in (path.parent / name, root / "csrc" / name) if near.exists()]
-    return sorted(found)
+            yield from (path.parent / name, root / "csrc" / name)
+
+    return closure(file, included)
 
 
 def files_behind(root: Path, entry: Entry) -> list[Path]:
