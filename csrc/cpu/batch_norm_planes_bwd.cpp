@@ -44,11 +44,12 @@ void sum_planes(const BatchNormBwd& args, const Act& activation, const PlaneChun
                 const Affine<acc_t<T>>* affine, ChannelSums* sums) {
   constexpr int64_t kPiece = kChain * kLanes<T>;
   const Act act = activation;
-  const int64_t length = k.s1 - k.s0;
+  const int64_t length = k.s1 - k.s0, ahead = next_sample<T>(args.shape, k);
   PairSums<vec_t<T>, kMostChannels> lanes;
   for (int64_t n = k.n0; n < k.n1; ++n) {
     for (int j = 0; j < count; ++j) {
       const GradRun<T> g(args, (n * args.shape.C + c0 + j) * args.shape.S + k.s0);
+      if (ahead > 0) prefetch_run(g.x + ahead, length), prefetch_run(g.dy + ahead, length);
       int64_t i = 0;
       for (; i + kPiece <= length; i += kPiece) {
         sum_piece<kWay, kSweep>(g, i, i + kPiece, affine[j], act, lanes.s[j], lanes.q[j]);

@@ -1,5 +1,6 @@
 // Batch norm forward where a channel is N runs of S elements (contiguous [N, C, S]).
 #include <cmath>
+#include <memory>
 #include <type_traits>
 
 #include "cpu/channel.h"
@@ -17,11 +18,13 @@ void sum_chunk(const BatchNormFwd& args, const PlaneChunk& k, int64_t c0, int co
   using V = vec_t<T>;
   constexpr int64_t kPiece = kChain * kLanes<T>;
   const BatchNormShape& shape = args.shape;
+  const int64_t ahead = next_sample<T>(shape, k);
   PairSums<V, kMostChannels> lanes;
   for (int64_t n = k.n0; n < k.n1; ++n) {
     const T* x = static_cast<const T*>(args.x) + (n * shape.C + c0) * shape.S;
     for (int j = 0; j < count; ++j, x += shape.S) {
       const V near = splat<V>(static_cast<acc_t<T>>(shift[j]));
+      if (ahead > 0) prefetch_run(x + ahead + k.s0, k.s1 - k.s0);
       int64_t s = k.s0;
       for (; s + kPiece <= k.s1; s += kPiece) {
         sum_run(x + s, kPiece, near, lanes.s[j], lanes.q[j]);
@@ -136,14 +139,20 @@ void planes_sum(const BatchNormFwd& args, const double* shift, ChannelSums* part
   });
 }
 
+// Statistics that are known already: only the elements are left to write. Short planes that come in many samples find
+// their channel's coefficients worked out; a channel's few long ones work them out as they come.
 void planes_write(const BatchNormFwd& args, int64_t unit0, int64_t unit1) {
-  const int64_t pieces = pieces_of_plane(args.shape);
+  const int64_t pieces = pieces_of_plane(args.shape), C = args.shape.C;
   with_types(args, [&](auto* type, const auto& act) {
     using T = std::remove_pointer_t<decltype(type)>;
+    using Coefficients = Affine<acc_t<T>>;
+    const bool many = unit1 - unit0 > C * pieces;
+    const std::unique_ptr<Coefficients[]> known(new Coefficients[static_cast<size_t>(many ? C : 0)]);
+    for (int64_t c = 0; many && c < C; ++c) known[c] = affine_of<acc_t<T>>(args, c);
     for (int64_t u = unit0; u < unit1; ++u) {
       const int64_t plane = u / pieces, s0 = u % pieces * kChunkElements, last = s0 + kChunkElements;
-      const int64_t s1 = last < args.shape.S ? last : args.shape.S;
-      const auto affine = affine_of<acc_t<T>>(args, plane % args.shape.C);
+      const int64_t s1 = last < args.shape.S ? last : args.shape.S, c = plane % C;
+      const Coefficients affine = many ? known[c] : affine_of<acc_t<T>>(args, c);
       if (args.residual == nullptr) write_plane<false, T>(args, act, affine, plane, s0, s1);
       else write_plane<true, T>(args, act, affine, plane, s0, s1);
     }

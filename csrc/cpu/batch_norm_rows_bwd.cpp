@@ -37,7 +37,9 @@ void sum_columns(const GradRun<T> g, const Act& activation, int64_t rows, int64_
       bias[k] = load(columns[kBias] + c + k * L);
     }
     int64_t i = r * width + c;
+    const int64_t ahead = next_tile<T>(width, count);
     for (int64_t row = 0; row < count; ++row, i += width) {
+      for (int k = 0; ahead > 0 && k < K; ++k) prefetch(g.x + i + ahead + k * L), prefetch(g.dy + i + ahead + k * L);
       for (int k = 0; k < K; ++k) {
         const V x = load(g.x + i + k * L, lanes);
         const V dz = keep_first<T>(

@@ -20,7 +20,9 @@ void sum_columns(const T* x, int64_t rows, int64_t width, const acc_t<T>* shift,
     V near[K], sum[K] = {}, square[K] = {};
     for (int k = 0; k < K; ++k) near[k] = load(shift + c + k * L);
     const T* p = x + r * width + c;
+    const int64_t ahead = next_tile<T>(width, count);
     for (int64_t i = 0; i < count; ++i, p += width) {
+      for (int k = 0; ahead > 0 && k < K; ++k) prefetch(p + ahead + k * L);
       for (int k = 0; k < K; ++k) {
         const V d = keep_first<T>(load(p + k * L, lanes) - near[k], lanes);
         sum[k] += d;

@@ -49,6 +49,9 @@ class SampleColumns {
     const A *mean = columns_[kMean], *scale = columns_[kScale], *bias = columns_[kBias];
     const int64_t row0 = std::is_same_v<O, T> ? normalize_narrow(x, out, rows, stream_out) : 0;
     plan_.each(row0, rows, [&](int64_t first, int64_t wide, int64_t width) {
+      if constexpr (std::is_same_v<O, T>) {
+        if (width % (4 * kLanes<T>) == 0) return normalize_tiles(x + first, out + first, wide, width, stream_out);
+      }
       const T* p = x + first;
       write_rows(out + first, wide, width, stream_out, [=](int64_t i, int64_t c, int m) {
         return normalized(load(p + i, m), load(mean + c), load(scale + c), load(bias + c));
@@ -61,6 +64,29 @@ class SampleColumns {
   int64_t tile_rows() const { return tile_rows_; }
 
  private:
+  // Tiles of a few rows, four vectors of columns at a time: their numbers are loaded once for all rows of the tile.
+  void normalize_tiles(const T* x, T* y, int64_t rows, int64_t width, bool stream_out) const {
+    using V = vec_t<T>;
+    constexpr int L = kLanes<T>, K = 4;
+    constexpr int64_t kRows = 8;
+    const bool streams = stream_out && reinterpret_cast<uintptr_t>(y) % kRegister == 0;
+    for (int64_t row = 0; row < rows; row += kRows) {
+      const int64_t end = (rows - row < kRows ? rows : row + kRows) * width;
+      for (int64_t c = 0; c < width; c += K * L) {
+        V mean[K], scale[K], bias[K];
+        for (int k = 0; k < K; ++k) {
+          mean[k] = load(columns_[kMean] + c + k * L), scale[k] = load(columns_[kScale] + c + k * L);
+          bias[k] = load(columns_[kBias] + c + k * L);
+        }
+        for (int64_t i = row * width + c; i < end; i += width) {
+          V v[K];
+          for (int k = 0; k < K; ++k) v[k] = normalized(load(x + i + k * L), mean[k], scale[k], bias[k]);
+          if (streams) stream_pair(y + i, v[0], v[1]), stream_pair(y + i + 2 * L, v[2], v[3]);
+          else store_pair(y + i, v[0], v[1]), store_pair(y + i + 2 * L, v[2], v[3]);
+        }
+      }
+    }
+  }
   // Where the channels divide four vectors, their numbers stay in registers. Returns how many rows that served.
   template <class O>
   int64_t normalize_narrow(const T* x, O* y, int64_t rows, bool stream_out) const {

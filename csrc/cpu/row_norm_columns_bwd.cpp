@@ -17,7 +17,9 @@ void add_columns(const T* x, const D* dz, int64_t rows, int64_t width, const acc
     V middle[G], sum[G] = {}, product[G] = {};
     for (int k = 0; k < G; ++k) middle[k] = load(mean + c + k * L);
     int64_t i = row * width + c;
+    const int64_t ahead = next_tile<T>(width, count);
     for (int64_t r = 0; r < count; ++r, i += width) {
+      for (int k = 0; ahead > 0 && k < G; ++k) prefetch(x + i + ahead + k * L), prefetch(dz + i + ahead + k * L);
       for (int k = 0; k < G; ++k) {
         const V d = load(dz + i + k * L, lanes);
         sum[k] += d;

@@ -17,7 +17,9 @@ void add_columns(const T* x, int64_t rows, int64_t width, const acc_t<T>* shift,
     V near[G], sum[G] = {}, square[G] = {};
     for (int k = 0; k < G; ++k) near[k] = load(shift + c + k * L);
     const T* p = x + row * width + c;
+    const int64_t ahead = next_tile<T>(width, count);
     for (int64_t i = 0; i < count; ++i, p += width) {
+      for (int k = 0; ahead > 0 && k < G; ++k) prefetch(p + ahead + k * L);
       for (int k = 0; k < G; ++k) {
         const V d = keep_first<T>(load(p + k * L, lanes) - near[k], lanes);
         sum[k] += d;

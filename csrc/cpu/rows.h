@@ -98,6 +98,13 @@ FASTNORM_INLINE void each_column_group(int64_t rows, int64_t width, int64_t stre
   }
 }
 
+// How far ahead of an element its place in the next tile is, to be fetched meanwhile: inside a tile the columns are
+// walked down, in steps that the hardware's prefetcher does not follow. 0 where a tile is one run.
+template <class T>
+FASTNORM_INLINE int64_t next_tile(int64_t width, int64_t rows) {
+  return width > 4 * kLanes<T> ? rows * width : 0;
+}
+
 // out[row][column] = f(element, column, lanes), row after row: one stream per tensor. (Sharing a column's numbers between
 // four rows saves loads from L1 and costs twice the time where the streams come from L3 or memory.)
 template <class T, class F>

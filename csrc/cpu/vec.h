@@ -226,6 +226,11 @@ FASTNORM_INLINE void load_two(const bfloat16* p, vfloat& a, vfloat& b) {
 
 // Fetches the cache line of p into L2; p may lie outside of any tensor.
 FASTNORM_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+template <class T>
+FASTNORM_INLINE void prefetch_run(const T* p, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < n; i += kLine) prefetch(p + i);
+}
 
 // n is the constant kLanes<T> in every main loop, where these are the full-register forms.
 template <class T>

@@ -22,9 +22,10 @@ _TENSORS = 7  # arguments of batch_norm_fwd that are tensors
 
 
 class BatchNormFunction(torch.autograd.Function):
-    """The op batch_norm_fwd with a gradient for y; mean and rstd come along without one.
+    """The op batch_norm_fwd with a gradient for y.
 
-    The op's other arguments and the backend come as one tuple: every single argument costs a Function time.
+    The op's other arguments, the backend and `whole` come as one tuple: every single argument costs a Function time,
+    and so does every result. Only with `whole` do mean and rstd come along, as in the op.
     """
 
     @staticmethod
@@ -38,16 +39,18 @@ class BatchNormFunction(torch.autograd.Function):
         running_var: Tensor | None,
         factor: Tensor | None,
         options: tuple[Any, ...],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        training, momentum, eps, unbiased, detach_stats, act, leak, sub, maxv, max_leak, backend = options
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        training, momentum, eps, unbiased, detach_stats, act, leak, sub, maxv, max_leak, backend, whole = options
         y, mean, rstd = below_autograd(
             OPS[backend].batch_norm_fwd, x, weight, bias, residual, running_mean, running_var, factor,
             training, momentum, eps, unbiased, detach_stats, act, leak, sub, maxv, max_leak,
         )  # fmt: skip
         ctx.save_for_backward(x, weight, bias, residual if act else None, mean, rstd)
+        ctx.options = options
+        if not whole:
+            return y
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)
-        ctx.options = options
         return y, mean, rstd
 
     @staticmethod
@@ -56,7 +59,7 @@ class BatchNormFunction(torch.autograd.Function):
             return (None,) * 4 + _NO_GRADS
         x, weight, bias, residual, mean, rstd = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
-        training, _, eps, unbiased, detach_stats, *act, backend = ctx.options
+        training, _, eps, unbiased, detach_stats, *act, backend, _ = ctx.options
         # Without an activation the residual's gradient is dy itself, and the residual was not saved.
         through = act[0] and needs_residual
         if torch.is_grad_enabled():
@@ -102,7 +105,7 @@ def batch_norm(
     if transforms_active():
         return _through_reference(*tensors, *options)
     if wants_grad(x, weight, bias, residual):
-        y, _, _ = BatchNormFunction.apply(*tensors, (*options, backend))
+        y: Tensor = BatchNormFunction.apply(*tensors, (*options, backend, False))
     else:
         y, _, _ = below_autograd(OPS[backend].batch_norm_fwd, *tensors, *options)
     if training and running_mean is not None and not torch.compiler.is_compiling():
@@ -140,7 +143,7 @@ def _through_reference(
 
 
 def _apply(backend: str, *args: Any) -> Any:
-    return BatchNormFunction.apply(*args[:_TENSORS], (*args[_TENSORS:], backend))
+    return BatchNormFunction.apply(*args[:_TENSORS], (*args[_TENSORS:], backend, True))
 
 
 register_autograd("batch_norm_fwd", _apply, differentiable=4)

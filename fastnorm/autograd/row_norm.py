@@ -22,9 +22,10 @@ _TENSORS = 4  # arguments of row_norm_fwd that are tensors, all of them differen
 
 
 class RowNormFunction(torch.autograd.Function):
-    """The op row_norm_fwd with a gradient for y; mean and rstd come along without one.
+    """The op row_norm_fwd with a gradient for y.
 
-    The op's other arguments and the backend come as one tuple: every single argument costs a Function time.
+    The op's other arguments, the backend and `whole` come as one tuple: every single argument costs a Function time,
+    and so does every result. Only with `whole` do mean and rstd come along, as in the op.
     """
 
     @staticmethod
@@ -35,16 +36,18 @@ class RowNormFunction(torch.autograd.Function):
         bias: Tensor | None,
         residual: Tensor | None,
         options: tuple[Any, ...],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        dims, groups, eps, rms, unbiased, act, leak, sub, maxv, max_leak, backend = options
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        dims, groups, eps, rms, unbiased, act, leak, sub, maxv, max_leak, backend, whole = options
         y, mean, rstd = below_autograd(
             OPS[backend].row_norm_fwd, x, weight, bias, residual,
             dims, groups, eps, rms, unbiased, act, leak, sub, maxv, max_leak,
         )  # fmt: skip
         ctx.save_for_backward(x, weight, bias, residual if act else None, mean, rstd)
+        ctx.options = options
+        if not whole:
+            return y
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)
-        ctx.options = options
         return y, mean, rstd
 
     @staticmethod
@@ -53,7 +56,7 @@ class RowNormFunction(torch.autograd.Function):
             return None, None, None, None, None
         x, weight, bias, residual, mean, rstd = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_residual, _ = ctx.needs_input_grad
-        dims, groups, eps, rms, unbiased, *act, backend = ctx.options
+        dims, groups, eps, rms, unbiased, *act, backend, _ = ctx.options
         # Without an activation the residual's gradient is dy itself, and the residual was not saved.
         through = act[0] and needs_residual
         dx = dweight = dbias = dresidual = None
@@ -97,8 +100,8 @@ def row_norm(
     if transforms_active():
         return eager.row_norm(x, weight, bias, residual, dims, groups, eps, rms, unbiased, *act)
     if wants_grad(x, weight, bias, residual):
-        options = (dims, groups, eps, rms, unbiased, *act, backend)
-        y, _, _ = RowNormFunction.apply(x, weight, bias, residual, options)
+        options = (dims, groups, eps, rms, unbiased, *act, backend, False)
+        y: Tensor = RowNormFunction.apply(x, weight, bias, residual, options)
     else:
         y, _, _ = below_autograd(
             OPS[backend].row_norm_fwd, x, weight, bias, residual, dims, groups, eps, rms, unbiased, *act
@@ -122,7 +125,7 @@ def move_running_instances(
 
 
 def _apply(backend: str, *args: Any) -> Any:
-    return RowNormFunction.apply(*args[:_TENSORS], (*args[_TENSORS:], backend))
+    return RowNormFunction.apply(*args[:_TENSORS], (*args[_TENSORS:], backend, True))
 
 
 register_autograd("row_norm_fwd", _apply, differentiable=_TENSORS)
