@@ -149,12 +149,16 @@ void planes_write(const BatchNormFwd& args, int64_t unit0, int64_t unit1) {
     const bool many = unit1 - unit0 > C * pieces;
     const std::unique_ptr<Coefficients[]> known(new Coefficients[static_cast<size_t>(many ? C : 0)]);
     for (int64_t c = 0; many && c < C; ++c) known[c] = affine_of<acc_t<T>>(args, c);
+    int64_t plane = unit0 / pieces, piece = unit0 % pieces, c = plane % C;  // counted on: a division costs half a plane
     for (int64_t u = unit0; u < unit1; ++u) {
-      const int64_t plane = u / pieces, s0 = u % pieces * kChunkElements, last = s0 + kChunkElements;
-      const int64_t s1 = last < args.shape.S ? last : args.shape.S, c = plane % C;
+      const int64_t s0 = piece * kChunkElements, last = s0 + kChunkElements;
+      const int64_t s1 = last < args.shape.S ? last : args.shape.S;
       const Coefficients affine = many ? known[c] : affine_of<acc_t<T>>(args, c);
       if (args.residual == nullptr) write_plane<false, T>(args, act, affine, plane, s0, s1);
       else write_plane<true, T>(args, act, affine, plane, s0, s1);
+      if (++piece < pieces) continue;
+      piece = 0, ++plane;
+      c = c + 1 < C ? c + 1 : 0;
     }
   });
 }
