@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from batch_norm_twins import buffers_of, random_norm, twin
 from torch import Tensor, nn
-from torch.nn.utils import fusion, parametrize
 from torch.testing import assert_close
-from torch.utils.checkpoint import checkpoint
 
 import fastnorm
 
@@ -22,27 +21,6 @@ PAIRS = [
     (fastnorm.BatchNorm3d, nn.BatchNorm3d, (4, 3, 5, 2, 3)),
 ]
 every_pair = pytest.mark.parametrize("ours, theirs, shape", PAIRS, ids=[p[0].__name__ for p in PAIRS])
-
-
-def buffers_of(module: nn.Module) -> dict[str, Tensor]:
-    return {name: buffer.clone() for name, buffer in module.named_buffers()}
-
-
-def twin(theirs: nn.Module, **extra: Any) -> nn.Module:
-    """Ours with the arguments and the state of a torch.nn layer."""
-    kind = getattr(fastnorm, type(theirs).__name__)
-    tracked = theirs.running_mean is not None
-    ours = kind(theirs.num_features, theirs.eps, theirs.momentum, theirs.affine, tracked, **extra)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    return ours.train(theirs.training)
-
-
-def random_norm(**kwargs: Any) -> nn.BatchNorm2d:
-    layer = nn.BatchNorm2d(3, **kwargs)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.uniform_(0.5, 1.5)
-    return layer
 
 
 @every_pair
@@ -222,127 +200,6 @@ def test_fused_activation_and_residual(cpu_backend: str, act: Any, composed: Any
         wanted = torch.autograd.grad(expected, [*inputs, *theirs.parameters()], dy)
         assert_close(found, wanted)
         assert_close(buffers_of(ours), buffers_of(theirs))
-
-
-def test_conversions_take_the_buffers_along(cpu_backend: str) -> None:
-    for convert in ("half", "bfloat16", "double", "float"):
-        theirs = getattr(random_norm(), convert)()
-        ours = getattr(fastnorm.BatchNorm2d(3), convert)()
-        kinds = {name: t.dtype for name, t in theirs.state_dict().items()}
-        assert {name: t.dtype for name, t in ours.state_dict().items()} == kinds
-        x = torch.randn(4, 3, 5, 5).to(kinds["weight"])
-        assert ours(x).dtype == x.dtype
-        assert {name: t.dtype for name, t in ours.state_dict().items()} == kinds
-    moved = fastnorm.BatchNorm2d(3).to(torch.float64, memory_format=torch.channels_last)
-    assert moved.running_var.dtype == torch.float64 and moved.num_batches_tracked.dtype == torch.int64
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_deepcopy_is_independent(cpu_backend: str, training: bool) -> None:
-    ours = twin(random_norm(), act=fastnorm.GeneralRelu(0.1, 0.4)).train(training)
-    x = torch.randn(4, 3, 5, 5)
-    ours(x)
-    twice = copy.deepcopy(ours)
-    assert repr(twice) == repr(ours) and twice.training is training
-    before = buffers_of(ours)
-    assert_close(twice.train()(x), ours.train()(x), rtol=0, atol=0)
-    ours.load_state_dict(ours.state_dict() | before)
-    twice(x)
-    assert_close(buffers_of(ours), before, rtol=0, atol=0)
-
-
-def test_sync_batch_norm_conversion_does_not_crash() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 3, 1), twin(random_norm()))
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    assert isinstance(converted[1], nn.SyncBatchNorm)
-    assert list(converted.state_dict()) == list(net.state_dict())
-
-
-def test_conv_bn_fusion(cpu_backend: str) -> None:
-    conv, ours = nn.Conv2d(3, 3, 3), twin(random_norm())
-    x = torch.randn(4, 3, 5, 5)
-    ours(x)
-    conv.eval(), ours.eval()
-    assert_close(fusion.fuse_conv_bn_eval(conv, ours)(x), ours(conv(x)))
-
-
-class Squared(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight**2
-
-
-def test_parametrized_weight(cpu_backend: str) -> None:
-    theirs = random_norm()
-    ours = twin(theirs)
-    x, dy = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
-    for layer in (theirs, ours):
-        parametrize.register_parametrization(layer, "weight", Squared())
-        layer(x).backward(dy)
-    assert_close(ours.parametrizations.weight.original.grad, theirs.parametrizations.weight.original.grad)
-    parametrize.remove_parametrizations(ours, "weight")
-    parametrize.remove_parametrizations(theirs, "weight")
-    assert_close(ours(x), theirs(x))
-
-
-def test_module_hooks(cpu_backend: str) -> None:
-    theirs = random_norm()
-    ours = twin(theirs)
-    seen: dict[str, list[Any]] = {"ours": [], "theirs": []}
-    x = torch.randn(4, 3, 5, 5, requires_grad=True)
-    grads = []
-    for name, layer in (("ours", ours), ("theirs", theirs)):
-        record = seen[name]
-        layer.register_forward_pre_hook(lambda m, args: (args[0] * 2,))
-        layer.register_forward_hook(lambda m, args, y: y + 1)
-        layer.register_full_backward_pre_hook(lambda m, dy: (dy[0] * 3,))
-        layer.register_full_backward_hook(lambda m, dx, dy, record=record: record.extend([*dx, *dy]))
-        y = layer(x)
-        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y) * x.detach())
-        grads.append(dx)
-        record.append(y.detach())
-    assert_close(*grads)
-    assert_close(seen["ours"], seen["theirs"])
-    assert len(seen["ours"]) == 3
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing(cpu_backend: str, reentrant: bool) -> None:
-    """B10: right gradients; the statistics move twice, as torch's do."""
-    theirs = random_norm()
-    ours = twin(theirs, act=nn.ReLU())
-    x = torch.randn(4, 3, 5, 5, requires_grad=True)
-    r, dy = torch.randn(4, 3, 5, 5, requires_grad=True), torch.randn(4, 3, 5, 5)
-    checkpoint(ours, x, r, use_reentrant=reentrant).backward(dy)
-    found = [x.grad, r.grad, *(p.grad for p in ours.parameters())]
-    x.grad = r.grad = None
-    checkpoint(lambda x, r: F.relu(theirs(x) + r), x, r, use_reentrant=reentrant).backward(dy)
-    assert_close(found, [x.grad, r.grad, *(p.grad for p in theirs.parameters())])
-    assert_close(buffers_of(ours), buffers_of(theirs))
-    assert ours.num_batches_tracked == 2
-
-
-def test_functional_call_leaves_the_module_alone(cpu_backend: str) -> None:
-    ours = twin(random_norm())
-    before = copy.deepcopy(ours.state_dict())
-    state = {name: t.clone() for name, t in ours.state_dict().items()} | {"weight": torch.full((3,), 2.0)}
-    x = torch.randn(4, 3, 5, 5)
-    y = torch.func.functional_call(ours, state, (x,))
-    assert_close(y, F.batch_norm(x, None, None, state["weight"], state["bias"], training=True))
-    assert state["num_batches_tracked"] == 1 and not torch.equal(state["running_mean"], before["running_mean"])
-    assert_close(dict(ours.state_dict()), dict(before), rtol=0, atol=0)
-
-
-def test_shared_weight_gets_both_gradients(cpu_backend: str) -> None:
-    results = []
-    for kind in (fastnorm.BatchNorm2d, nn.BatchNorm2d):
-        torch.manual_seed(1)
-        first, second = kind(3), kind(3)
-        second.weight = first.weight
-        second.bias = first.weight
-        x, dy = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
-        second(F.relu(first(x))).backward(dy)
-        results.append([first.weight.grad, first.bias.grad])
-    assert_close(*results)
 
 
 def lesson(x: Tensor, layer: fastnorm.LessonBatchNorm) -> Tensor:
