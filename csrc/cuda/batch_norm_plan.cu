@@ -65,19 +65,19 @@ BatchNormPlan batch_norm_plan(const CudaDevice& d, const BatchNormShape& shape, 
     p.groups = shape.C;
     p.vectors = shape.per_channel() / p.lanes;
   }
-  const int64_t fixed = batch_norm_fixed_bytes(p, kMostThreads), held_bytes = d.shared_bytes - fixed;
-  const int64_t group_bytes = p.vectors * vector_bytes * tensors;
   int64_t team = 1;
   if (rows) team = least(most(1, d.sms / p.groups), most(1, p.vectors / kLeastVectors));
-  else team = team_for_planes(d, p, group_bytes, held_bytes);
+  else team = team_for_planes(d, p, p.vectors * vector_bytes * tensors,
+                              d.shared_bytes - batch_norm_fixed_bytes(p, kMostThreads));
   p.team = static_cast<int>(team);
   p.kind = team == 1 ? Team::block : d.clusters && team <= kPortableCluster ? Team::cluster : Team::grid;
   p.teams = static_cast<int>(least(p.groups, most(1, d.sms / team)));
   const int64_t part = ceil_div(p.vectors, team);
   p.threads = power_of_two_up_to(least(kMostThreads, part), kLeastThreads);
-  const int64_t fitting = held_bytes / (vector_bytes * tensors * p.threads);
+  const int64_t fixed_bytes = batch_norm_fixed_bytes(p, p.threads);
+  const int64_t fitting = most(0, d.shared_bytes - fixed_bytes) / (vector_bytes * tensors * p.threads);
   p.held = static_cast<int>(least(ceil_div(part, p.threads), fitting));
-  p.shared_bytes = static_cast<int>(batch_norm_fixed_bytes(p, p.threads) + p.held * p.threads * tensors * vector_bytes);
+  p.shared_bytes = static_cast<int>(fixed_bytes + p.held * p.threads * tensors * vector_bytes);
   return p;
 }
 
