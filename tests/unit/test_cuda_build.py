@@ -138,7 +138,7 @@ for op in ("batch_norm_fwd", "batch_norm_bwd"):
 
 
 def test_the_extension_loads_and_registers_its_ops(tmp_path: Path) -> None:
-    """With a libtorch_cuda.so that has the one function that is asked of it; where torch has none, it is the stand-in."""
+    """With a libtorch_cuda.so that has the one function that is asked of it."""
     if torch.backends.cuda.is_built():
         pytest.skip("this torch has the real libtorch_cuda.so")
     source, library = tmp_path / "cuda.c", tmp_path / "libtorch_cuda.so"
