@@ -34,10 +34,21 @@ RUNS = {
     "clusters": ({"FASTNORM_EMULATED_GPU": CLUSTERS}, (TABLES, *BATCH_NORM)),
     "cooperative": ({"FASTNORM_EMULATED_GPU": COOPERATIVE}, (TABLES, *GEOMETRY)),
     "other order": ({"FASTNORM_EMULATED_GPU": COOPERATIVE, "FASTNORM_EMULATED_ORDER": "last"}, (TABLES, *GEOMETRY)),
+    "clusters, other order": (
+        {"FASTNORM_EMULATED_GPU": CLUSTERS, "FASTNORM_EMULATED_ORDER": "last"},
+        (TABLES, *GEOMETRY),
+    ),
     "little memory": ({"FASTNORM_EMULATED_GPU": LITTLE_MEMORY}, (TABLES, *GEOMETRY)),
     "modules": ({"FASTNORM_EMULATED_GPU": CLUSTERS}, (STATE, "-k", "not relu")),
 }
-LEAST_PASSED = {"clusters": 400, "cooperative": 100, "other order": 100, "little memory": 100, "modules": 20}
+LEAST_PASSED = {
+    "clusters": 400,
+    "cooperative": 100,
+    "other order": 100,
+    "clusters, other order": 100,
+    "little memory": 100,
+    "modules": 20,
+}
 
 
 @pytest.fixture(scope="module")
