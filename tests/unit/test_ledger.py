@@ -164,8 +164,11 @@ def test_files_behind_an_op() -> None:
     assert "batch_norm_fwd.py" not in names and "__init__.py" not in names
 
 
-def run_of(out: Path, **changes: object) -> Path:
-    steps = [{"step": step, "status": "PASS", "columns": []} for step in (*ledger_rows.NEEDED, "demo")]
+def run_of(out: Path, backends: str = "triton", **changes: object) -> Path:
+    steps = [
+        {"step": step, "status": "PASS", "columns": [], "detail": f"{backends}: 7 tests passed"}
+        for step in (*ledger_rows.NEEDED, "demo")
+    ]
     run = {
         "commit": {"hash": "a" * 40, "dirty": False},
         "source": {"sources": "code", "dry_run": False, "gpu": "NVIDIA H200"},
@@ -179,6 +182,12 @@ def test_rows_are_printed_for_a_run_on_this_code(tmp_path: Path) -> None:
     (row,) = ledger_rows.proven_rows(run_of(tmp_path), entries, "code")
     (entry,) = read(f"{ledger.HEADING}\n| {' | '.join(ledger.FIELDS)} |\n|---|\n{row}\n")
     assert entry.claims and entry.commit == "a" * 12 and entry.gpu == "NVIDIA H200"
+
+
+def test_rows_of_cuda_kernels_are_printed_where_they_were_tested(tmp_path: Path) -> None:
+    entries = [Entry("norm_fwd", "", backend, "unproven", "-", "-") for backend in ("triton", "native")]
+    for backends, rows in (("triton", 1), ("triton,cuda", 2)):
+        assert len(ledger_rows.proven_rows(run_of(tmp_path, backends), entries, "code")) == rows
 
 
 @pytest.mark.parametrize(
