@@ -58,7 +58,7 @@ class DeviceStep:
                 raise TensorMoved
             if grad.stride() != stride:
                 grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
-            found.append(grad.detach())
+            found.append(grad)
         return found
 
     def squares(self, grads: list[Tensor]) -> Tensor:
@@ -78,7 +78,7 @@ class DeviceStep:
             entry.first = False
 
     def _host_numbers(self) -> tuple[Tensor, list[int]]:
-        """A set for each group and count of steps."""
+        """A set for each group and count of steps, on the host."""
         known: dict[tuple[int, float, bool], int] = {}
         values: list[list[float]] = []
         sets = []
@@ -90,22 +90,29 @@ class DeviceStep:
                 hyper = [number(value) for value in self.rule.hyper(entry.group)]
                 values.append([float(v) for v in self.rule.numbers(hyper, count, entry.first)])
             sets.append(known[key])
-        on_host = torch.tensor(values, dtype=torch.float64, pin_memory=self.device.type == "cuda")
-        return on_host.to(self.device, non_blocking=True), sets
+        return torch.tensor(values, dtype=torch.float64), sets
 
     def _device_numbers(self) -> tuple[Tensor, list[int]]:
-        """A set for each parameter, computed where the steps and perhaps the learning rate are."""
-        rows = []
-        for entry in self.entries:
-            assert entry.step is not None
-            hyper = [v.to(self.device) if isinstance(v, Tensor) else float(v) for v in self.rule.hyper(entry.group)]
-            values: list[Any] = self.rule.numbers(hyper, entry.step.double(), entry.first)
-            rows += [self._on_device(value) for value in values]
-        count = len(rows) // len(self.entries)
-        return torch.stack(rows).view(-1, count), list(range(len(self.entries)))
+        """A set for each parameter, computed where the steps and perhaps the learning rate are, a group at a time."""
+        blocks: dict[tuple[int, bool], list[int]] = {}
+        for i, entry in enumerate(self.entries):
+            blocks.setdefault((entry.at, entry.first), []).append(i)
+        sets = [0] * len(self.entries)
+        tables: list[Tensor] = []
+        done = 0
+        for (_, first), members in blocks.items():
+            for i in members:
+                sets[i] = done
+                done += 1
+            given = self.rule.hyper(self.entries[members[0]].group)
+            hyper = [v.to(self.device) if isinstance(v, Tensor) else float(v) for v in given]
+            steps = torch.stack([step for i in members if (step := self.entries[i].step) is not None]).double()  # [n]
+            values: list[Any] = self.rule.numbers(hyper, steps, first)
+            tables.append(torch.stack([self._column(value, len(members)) for value in values], dim=1))
+        return torch.cat(tables), sets
 
-    def _on_device(self, value: Tensor | float) -> Tensor:
-        """As a float64 scalar; filled there and not uploaded, which a capture would not allow."""
+    def _column(self, value: Tensor | float, count: int) -> Tensor:
+        """As float64 [count]; a number is filled in there and not uploaded, which a capture would not allow."""
         if isinstance(value, Tensor):
-            return value.to(torch.float64).reshape(())
-        return torch.full((), float(value), dtype=torch.float64, device=self.device)
+            return value.to(torch.float64).expand(count)
+        return torch.full((count,), float(value), dtype=torch.float64, device=self.device)

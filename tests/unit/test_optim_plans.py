@@ -1,0 +1,147 @@
+"""The optimizers' launch plans as data: every element in one chunk, no SM idle where there is work, 64-bit offsets."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.launch_plans import launches
+from benchmarks.optim_cases import LISTS
+from fastnorm.ops import triton as triton_ops
+from fastnorm.testing.triton_aot import OptimCase
+
+pytest.importorskip("triton")
+
+triton_ops._import_kernels()
+from fastnorm.kernels import optim_plans  # noqa: E402
+
+SMS = (132, 108, 16)
+PAST = 2**31 + 4097
+SIZES = {
+    **{name: tuple(math.prod(shape) for shape in shapes()) for name, shapes in LISTS.items()},
+    "past-2^31": (PAST,),
+    "past-2^31-in-all": (2**30, 5, 2**30, 1, 2**30 + 3),
+    "one-element": (1,),
+    "edges": (1, 1023, 1024, 1025, 8191, 8192, 8193, 65535, 65537),
+}
+each_list = pytest.mark.parametrize("name", SIZES)
+
+
+@pytest.mark.parametrize("sms", SMS)
+@each_list
+def test_the_grid(name: str, sms: int) -> None:
+    """Within a launch's limits, and two programs for every SM unless all chunks are as short as a block."""
+    sizes = SIZES[name]
+    plan = optim_plans.optim_plan(sizes, sms)
+    assert 1 <= plan.chunks <= 2**31 - 1 and plan.grid == (plan.chunks,)
+    assert plan.chunks >= 2 * sms or plan.chunk == plan.block
+    assert plan.chunk % plan.block == 0 and plan.block % (32 * plan.num_warps * 4) == 0  # 16 bytes of fp32 a lane
+
+
+def test_chunks_are_as_long_as_the_sms_allow() -> None:
+    assert [optim_plans.optim_plan((n,), 132).chunk for n in (50_000_000, 2_000_000, 1_000_000, 1000)] == [
+        8192, 4096, 2048, 1024,
+    ]  # fmt: skip
+
+
+@each_list
+def test_every_element_lies_in_one_chunk(name: str) -> None:
+    sizes = SIZES[name]
+    for chunk in {optim_plans.optim_plan(sizes, sms).chunk for sms in SMS}:
+        table = optim_plans.chunk_table(sizes, chunk)
+        assert table.dtype == torch.int64 and len(table) == optim_plans.count(sizes, chunk)
+        rows, begins = table.unbind(1)
+        ends = torch.minimum(begins + chunk, torch.tensor(sizes)[rows])
+        assert (begins % chunk == 0).all() and (begins < ends).all()
+        same = rows[1:] == rows[:-1]  # a chunk begins where the one before it ends, or at the next row's start
+        assert torch.equal(begins[1:], torch.where(same, ends[:-1], 0)) and begins[0] == 0
+        assert torch.equal(rows[1:], rows[:-1] + ~same) and rows[0] == 0 and rows[-1] == len(sizes) - 1
+        assert torch.equal(ends[:-1][~same], torch.tensor(sizes[:-1], dtype=torch.int64)) and ends[-1] == sizes[-1]
+
+
+def test_chunks_past_two_to_the_31_are_not_cut_off() -> None:
+    assert optim_plans.chunk_table((PAST,), 8192)[-1].tolist() == [0, 2**31]
+    assert optim_plans.chunk_table((PAST, 7), 1024)[-2:].tolist() == [[0, 2**31 + 4096], [1, 0]]
+
+
+RULES = {  # kind, states, centered, bytes of a parameter's number in fp32 and in bf16 with fp32 states
+    "sgd": (0, 0, False, 12, 6),
+    "sgd_momentum": (0, 1, False, 20, 14),
+    "rmsprop": (1, 1, False, 20, 14),
+    "rmsprop_centered_momentum": (1, 3, True, 36, 30),
+    "adam": (2, 2, False, 28, 22),
+    "adam_amsgrad": (2, 3, False, 36, 30),
+}
+
+
+@pytest.mark.parametrize("sms", SMS)
+@pytest.mark.parametrize("rule", RULES)
+@each_list
+def test_the_launcher_launches_the_plan(name: str, rule: str, sms: int) -> None:
+    """One launch for the whole list, the plan's grid, both tables complete, and no byte more than the update needs."""
+    sizes, (kind, states, centered, fp32, bf16) = SIZES[name], RULES[rule]
+    plan = optim_plans.optim_plan(sizes, sms)
+    for dtype, each in (("fp32", fp32), ("bf16", bf16)):
+        case = OptimCase((len(sizes), sum(sizes)), dtype, kind=kind, states=states, centered=centered, sizes=sizes)
+        (one,) = launches(case, sms)
+        assert one.grid == plan.grid and one.warps == plan.num_warps and one.blocks == {"BLOCK": plan.block}
+        assert one.tensors["table_ptr"] == (8 * len(sizes), 64 * len(sizes))
+        assert one.tensors["chunk_ptr"] == (2 * plan.chunks, 16 * plan.chunks)
+        assert one.tensors["rows"] == (sum(sizes), each * sum(sizes))
+        if sum(sizes) >= 2**20 and min(sizes) >= 1000:
+            assert one.bytes - one.tensors["rows"][1] <= 0.015 * one.tensors["rows"][1]
+
+
+def test_parameters_of_two_dtypes_take_two_launches() -> None:
+    kernels = triton_ops._import_kernels()
+    rows = [
+        kernels.OptimRow(torch.empty(9, dtype=dtype, device="meta"), []) for dtype in (torch.float32, torch.bfloat16)
+    ]
+    grads = [row.param for row in (rows * 2)]
+    table = kernels.OptimTable(rows * 2)
+    table._divide(grads)
+    assert [part.members for part in table.parts] == [[0, 2], [1, 3]]
+
+
+PROBE = """
+import torch
+from fastnorm.ops import triton as triton_ops
+kernels = triton_ops._import_kernels()
+from fastnorm.kernels import optim_table
+
+def step(begin, size, kind, dtype, states):
+    "One chunk that begins so far into its parameters, of which nothing before it is in memory."
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.rand(size, generator=generator).to(dtype) for _ in range(2 + states)]
+    numbers = torch.full((1, 11), 0.25, dtype=torch.float64)
+    rows = kernels.OptimTable([kernels.OptimRow(tensors[0], tensors[2:])])
+    rows._divide(tensors[1:2])
+    (part,) = rows.parts
+    line, chunks = part.lines[0], part.chunks
+    assert chunks.tolist() == [[0, 0]], chunks
+    back = begin * dtype.itemsize
+    part.lines[0] = [p - back if p else 0 for p in line[:6]] + [begin + size]
+    part.chunks = torch.tensor([[0, begin]])
+    rows._seen = [(tensors[1].data_ptr(), dtype)]
+    assert rows.step(kind, tensors[1:2], [0], numbers) == 1
+    return [tensors[0], *tensors[2:]]
+
+for kind, states in ((0, 1), (1, 2), (2, 3)):
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        near = step(0, 700, kind, dtype, states)
+        for begin in (2**31 - 1024, 2**31, 2**32 + 3 * 8192):
+            far = step(begin, 700, kind, dtype, states)
+            assert all(torch.equal(a, b) for a, b in zip(near, far)), (kind, dtype, begin)
+"""
+
+
+def test_offsets_past_two_to_the_31() -> None:
+    """The kernel's own index arithmetic, interpreted: pointers lie so far before the memory that they reach it."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
