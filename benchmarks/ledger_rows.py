@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.ledger import Entry
 
 NEEDED = ("conformance", "large", "graphs", "memcheck", "racecheck", "synccheck")
+OPTIMIZERS = ("sgd", "rmsprop", "adam")  # the benchmark's columns of the one row
 MAY_BE_ABSENT = ("memcheck", "racecheck", "synccheck")  # a machine may lack the sanitizer; the row then says so
 
 
@@ -46,7 +47,8 @@ def filled(
     entries: Sequence[Entry], run: dict[str, Any], ratios: list[Ratios], absent: list[str], states: dict[str, str]
 ) -> Iterator[str]:
     for entry in entries:
-        if entry.backend != "triton" or (entry.op == "demo" and states.get("demo") != "PASS"):
+        own_step = "demo" if entry.op == "demo" else "eager" if entry.backend == "eager" else "conformance"
+        if entry.backend not in ("triton", "eager") or states.get(own_step) != "PASS":
             continue
         numbers = numbers_of(entry.op, ratios) + (f"; without {', '.join(absent)}" if absent else "")
         proof = f"`{run['commit']['hash'][:12]}`"
@@ -56,8 +58,10 @@ def filled(
 
 def numbers_of(op: str, ratios: Sequence[Ratios]) -> str:
     """Medians over the cases of an op's column and direction (those of both together count for both)."""
-    column, _, direction = re.sub("_(fwd|bwd|step)$", r" \1", op).partition(" ")
-    own = [r for r in ratios if r.row["column"] == column and direction in r.row["direction"].split("+")]
+    column, _, direction = re.sub("_(fwd|bwd)$", r" \1", op).partition(" ")
+    columns = OPTIMIZERS if column == "optim" else (column,)
+    direction = direction or "step"
+    own = [r for r in ratios if r.row["column"] in columns and direction in r.row["direction"].split("+")]
     floors = [1 / r.floor for r in own if r.floor]
     eager = [r.eager for r in own if r.eager]
     if not (floors and eager):

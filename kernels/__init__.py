@@ -8,7 +8,7 @@ from typing import Any
 from .batch_norm_bwd import batch_norm_bwd
 from .batch_norm_fwd import batch_norm_fwd
 from .general_relu import general_relu_bwd, general_relu_fwd
-from .optim_table import OptimRow, OptimTable
+from .optim import OptimRow, OptimTable
 from .row_norm_bwd import row_norm_bwd
 from .row_norm_fwd import row_norm_fwd
 

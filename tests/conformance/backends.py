@@ -43,6 +43,7 @@ ALL = {
         Backend("triton-interp", "triton", "cpu", slow=True),
         Backend("triton", "triton", "cuda"),
         Backend("cuda", "native", "cuda"),
+        Backend("eager-cuda", "eager", "cuda"),
     )
 }
 HAS_TRITON = platform.system() == "Linux" and platform.machine() == "x86_64"  # where the test command installs it

@@ -112,7 +112,6 @@ PROBE = """
 import torch
 from fastnorm.ops import triton as triton_ops
 kernels = triton_ops._import_kernels()
-from fastnorm.kernels import optim_table
 
 def step(begin, size, kind, dtype, states):
     "One chunk that begins so far into its parameters, of which nothing before it is in memory."
