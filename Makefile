@@ -20,7 +20,7 @@ CONSTRAINTS := $(STAMPS)/constraints.txt
 PINNED := $(PIP) -c $(CONSTRAINTS)
 
 BUILD_FILES := setup.py pyproject.toml fastnorm/_version.py $(wildcard build_tools/*.py)
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test bench gpu sanitize lint format clean distclean force
 .DELETE_ON_ERROR:

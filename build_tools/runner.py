@@ -7,8 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from build_tools.errors import CannotBuild
 from build_tools.steps import Build, Step
-from build_tools.toolchain import CannotBuild
 
 
 def run_build(build: Build, *, root: Path, ninja: str | None, jobs: int | None) -> None:

@@ -49,13 +49,13 @@ class Build:
     generated: dict[str, str]  # path -> text of the small files the steps read
 
 
-def plan_build(tools: Toolchain, root: Path) -> Build:
-    """Lists the steps; nothing is run or written."""
+def plan_build(tools: Toolchain, root: Path, cuda_targets: tuple[str, ...] = ()) -> Build:
+    """Lists the steps of the CPU's modules; nothing is run or written. fastnorm._build names the CUDA targets."""
     folder = Path("build") / f"ninja-{tools.kind}"
     build = Build(folder, [], {}, {})
     _plan_extension(build, tools, root)
     if tools.pybind11_include is not None:
-        _plan_build_info(build, tools)
+        _plan_build_info(build, tools, cuda_targets)
     return build
 
 
@@ -63,45 +63,49 @@ def mode_flags(tools: Toolchain) -> tuple[str, ...]:
     return SANITIZE_FLAGS if tools.sanitize else RELEASE_FLAGS
 
 
-def _plan_extension(build: Build, tools: Toolchain, root: Path) -> None:
-    bind_flags = (
+def bind_flags(tools: Toolchain) -> tuple[str, ...]:
+    """What the files that include torch's and Python's headers need."""
+    return (
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
         "-DPy_LIMITED_API=0x030A0000",
         *("-isystem", str(tools.torch_dir / "include"), "-isystem", str(tools.python_include)),
     )
+
+
+def _plan_extension(build: Build, tools: Toolchain, root: Path) -> None:
     bind = [path for path in _sources(root, "csrc/bind") if not path.endswith("/build_info.cpp")]
     cpu = _sources(root, "csrc/cpu")
     once = [path for path in cpu if PER_ISA not in (root / path).read_text()]
     has_isas = ("-DFASTNORM_HAVE_X86_ISAS=1",) if len(tools.isas) > 1 else ()
-    objects = [_compile(build, tools, source, "bind", bind_flags) for source in bind]
-    objects += [_compile(build, tools, source, "once", has_isas) for source in once]
+    objects = [compile_step(build, tools, source, "bind", bind_flags(tools)) for source in bind]
+    objects += [compile_step(build, tools, source, "once", has_isas) for source in once]
     # An inline function that several copies share is kept from the first object on the link line, so the
     # copies go from the oldest instruction set to the newest: the survivor runs on every CPU.
     for isa, isa_flags in tools.isas.items():
         flags = (f"-DFASTNORM_ISA=isa_{isa}", *isa_flags)
-        objects += [_compile(build, tools, source, isa, flags) for source in cpu if source not in once]
+        objects += [compile_step(build, tools, source, isa, flags) for source in cpu if source not in once]
     lib = str(tools.torch_dir / "lib")
     libraries = (f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10")
-    _link(build, tools, "fastnorm._C", "_C.abi3.so", objects, libraries)
+    link_step(build, tools, "fastnorm._C", "_C.abi3.so", objects, libraries)
 
 
-def _plan_build_info(build: Build, tools: Toolchain) -> None:
+def _plan_build_info(build: Build, tools: Toolchain, cuda_targets: tuple[str, ...]) -> None:
     header = str(build.folder / "build_config.h")
-    build.generated[header] = _config_header(tools)
+    build.generated[header] = _config_header(tools, cuda_targets)
     flags = (
         *(f"-I{build.folder}", "-isystem", str(tools.pybind11_include)),
         *("-isystem", str(tools.python_include)),
     )
-    built = _compile(build, tools, "csrc/bind/build_info.cpp", "info", flags)
+    built = compile_step(build, tools, "csrc/bind/build_info.cpp", "info", flags)
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    _link(build, tools, "fastnorm._build", f"_build{suffix}", [built], ())
+    link_step(build, tools, "fastnorm._build", f"_build{suffix}", [built], ())
 
 
 def _sources(root: Path, folder: str) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in (root / folder).glob("*.cpp"))
 
 
-def _compile(build: Build, tools: Toolchain, source: str, tag: str, flags: tuple[str, ...]) -> str:
+def compile_step(build: Build, tools: Toolchain, source: str, tag: str, flags: tuple[str, ...]) -> str:
     output = (build.folder / "obj" / tag / Path(source).with_suffix(".o").name).as_posix()
     command = (
         *(*tools.cxx, *COMMON_FLAGS, *mode_flags(tools), *flags),
@@ -112,19 +116,28 @@ def _compile(build: Build, tools: Toolchain, source: str, tag: str, flags: tuple
     return output
 
 
-def _link(
-    build: Build, tools: Toolchain, module: str, file: str, objects: list[str], libraries: tuple[str, ...]
+def link_step(
+    build: Build,
+    tools: Toolchain,
+    module: str,
+    file: str,
+    objects: list[str],
+    libraries: tuple[str, ...],
+    also: tuple[str, ...] = (),
 ) -> None:
-    """No rpath: torch is always imported first. Only the module's init function is exported."""
+    """No rpath: torch is always imported first. Only the module's init function is exported.
+
+    also: files that have to be there before the link, and are named by the libraries.
+    """
     output = (build.folder / file).as_posix()
     init = f"PyInit_{module.rpartition('.')[2]}"
     if sys.platform == "darwin":
-        inputs = objects
+        inputs = [*objects, *also]
         shared = ["-bundle", "-undefined", "dynamic_lookup", f"-Wl,-exported_symbol,_{init}"]
     else:
         exports = (build.folder / f"{init}.map").as_posix()
         build.generated[exports] = f"{{ global: {init}; local: *; }};\n"
-        inputs = [*objects, exports]
+        inputs = [*objects, exports, *also]
         shared = ["-shared", f"-Wl,--version-script={exports}"]
     if tools.sanitize:
         shared.append("-fsanitize=address,undefined")
@@ -135,7 +148,7 @@ def _link(
     build.products[module] = output
 
 
-def _config_header(tools: Toolchain) -> str:
+def _config_header(tools: Toolchain, cuda_targets: tuple[str, ...]) -> str:
     values = {
         "FASTNORM_COMPILER": tools.compiler,
         "FASTNORM_FLAGS": " ".join((*COMMON_FLAGS, *mode_flags(tools))),
@@ -144,6 +157,7 @@ def _config_header(tools: Toolchain) -> str:
     }
     lines = ["#pragma once", *(f"#define {name} {json.dumps(text)}" for name, text in values.items())]
     lines.append(f"#define FASTNORM_SANITIZED {'true' if tools.sanitize else 'false'}")
+    lines.append(f"#define FASTNORM_CUDA_TARGETS {', '.join(map(json.dumps, cuda_targets))}")
     pairs = [f"{{{json.dumps(isa)}, {json.dumps(' '.join(flags))}}}" for isa, flags in tools.isas.items()]
     lines.append(f"#define FASTNORM_ISA_FLAGS {', '.join(pairs)}")
     return "\n".join(lines) + "\n"

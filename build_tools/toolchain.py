@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from build_tools.errors import CannotBuild
+
 MODES = ("auto", "cpu", "cuda", "none")
 OLDEST_TORCH = (2, 10)  # the first release whose stable ABI has everything that csrc/bind calls
 MEND = "pip install --no-build-isolation ."
@@ -28,10 +30,6 @@ X86_FLAGS = {
         "-mprefer-vector-width=512",
     ],
 }
-
-
-class CannotBuild(Exception):
-    """Carries one sentence: what is missing, and the command that mends it."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,6 @@ def read_mode(env: Mapping[str, str]) -> str:
     mode = env.get("FASTNORM_BUILD") or "auto"
     if mode not in MODES:
         raise CannotBuild(f"FASTNORM_BUILD={mode} is unknown: choose one of {', '.join(MODES)}.")
-    if mode == "cuda":
-        raise CannotBuild(
-            "FASTNORM_BUILD=cuda: this version has no CUDA C++ kernels yet (CUDA tensors are served by "
-            "Triton); build the CPU kernels with FASTNORM_BUILD=cpu."
-        )
     return mode
 
 

@@ -1,7 +1,9 @@
 // fastnorm._build: what was built, and what this CPU can do. It needs neither torch nor fastnorm._C, so that
 // it can still answer when those do not load. build_config.h is written by build_tools/steps.py.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -54,7 +56,7 @@ py::dict build_info() {
   info["torch_version"] = FASTNORM_TORCH_VERSION;
   info["torch_target_version"] = FASTNORM_TORCH_TARGET_VERSION;
   info["sanitized"] = FASTNORM_SANITIZED;
-  info["cuda_archs"] = py::list();
+  info["cuda_archs"] = std::vector<std::string>{FASTNORM_CUDA_TARGETS};
   return info;
 }
 

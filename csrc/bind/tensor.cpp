@@ -63,12 +63,24 @@ int64_t last_cache_bytes() {
   return kilobytes > 0 ? int64_t{kilobytes} << 10 : int64_t{32} << 20;
 }
 
-Tensor allocate(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype) {
+struct Place {
+  int32_t type = aoti_torch_device_type_cpu(), index = 0;
+};
+
+Place place_of(const Tensor& x) {
+  if (x.is_cpu()) return {};
+  Place place;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &place.type));
+  place.index = x.get_device_index();
+  return place;
+}
+
+Tensor allocate(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, ScalarType dtype,
+                const Place& place) {
   AtenTensorHandle handle = nullptr;
   const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), code, aoti_torch_device_type_cpu(), 0,
-                                                         &handle));
+                                                         strides.data(), code, place.type, place.index, &handle));
   return Tensor(handle);
 }
 
@@ -107,7 +119,7 @@ Tensor dense(const Tensor& t, MemoryFormat format) {
 }
 
 Tensor dense_like(const Tensor& t, const Tensor& x, const char* name, MemoryFormat format) {
-  STD_TORCH_CHECK(t.is_cpu(), name, " must be a CPU tensor");
+  check_device(t, x, name);
   STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), name, " must have x's dtype");
   const auto sizes = t.sizes(), wanted = x.sizes();
   bool same = sizes.size() == wanted.size();
@@ -118,20 +130,41 @@ Tensor dense_like(const Tensor& t, const Tensor& x, const char* name, MemoryForm
 
 Tensor empty_like(const Tensor& x, MemoryFormat format) {
   const auto sizes = x.sizes();
-  const Tensor out = allocate({sizes.begin(), sizes.end()}, strides_of(x, format), x.scalar_type());
-  advise(out.data_ptr(), x.numel() * static_cast<int64_t>(x.element_size()));
+  const Tensor out = allocate({sizes.begin(), sizes.end()}, strides_of(x, format), x.scalar_type(), place_of(x));
+  if (x.is_cpu()) advise(out.data_ptr(), x.numel() * static_cast<int64_t>(x.element_size()));
   return out;
 }
 
 Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
   const std::vector<int64_t> strides(sizes.size(), 1);
-  return allocate(sizes, strides, dtype);
+  return allocate(sizes, strides, dtype, Place{});
+}
+
+Tensor empty_beside(const Tensor& x, std::vector<int64_t> sizes, ScalarType dtype) {
+  const std::vector<int64_t> strides(sizes.size(), 1);
+  return allocate(sizes, strides, dtype, place_of(x));
+}
+
+void check_device(const Tensor& t, const Tensor& x, const char* name) {
+  if (x.is_cpu()) {
+    STD_TORCH_CHECK(t.is_cpu(), name, " must be a CPU tensor");
+    return;
+  }
+  const Place a = place_of(t), b = place_of(x);
+  STD_TORCH_CHECK(a.type == b.type && a.index == b.index, name, " must be on x's device");
 }
 
 ChannelVector channel_vector(const OptionalTensor& v, const char* name, int64_t channels) {
   if (!v.has_value()) return {};
   STD_TORCH_CHECK(v->is_cpu(), name, " must be a CPU tensor");
   STD_TORCH_CHECK(v->dim() == 1 && v->size(0) == channels, name, " must have shape [", channels, "]");
+  return {v->data_ptr(), v->stride(0), dtype_of(*v, name)};
+}
+
+ChannelVector channel_vector(const OptionalTensor& v, const char* name, const Tensor& x) {
+  if (!v.has_value()) return {};
+  check_device(*v, x, name);
+  STD_TORCH_CHECK(v->dim() == 1 && v->size(0) == x.size(1), name, " must have shape [", x.size(1), "]");
   return {v->data_ptr(), v->stride(0), dtype_of(*v, name)};
 }
 

@@ -27,15 +27,21 @@ MemoryFormat memory_format_of(const Tensor& x);
 // t itself where it already lies dense in this format, else a copy: the one route for every other stride.
 Tensor dense(const Tensor& t, MemoryFormat format);
 
-// As dense, after checking that t has x's shape and dtype.
+// As dense, after checking that t has x's shape, dtype and device.
 Tensor dense_like(const Tensor& t, const Tensor& x, const char* name, MemoryFormat format);
 
-// A new CPU tensor of x's shape and dtype, dense in this format.
+// A new tensor of x's shape and dtype on its device, dense in this format.
 Tensor empty_like(const Tensor& x, MemoryFormat format);
+// A new tensor on the CPU, or on x's device.
 Tensor empty(std::vector<int64_t> sizes, ScalarType dtype);
+Tensor empty_beside(const Tensor& x, std::vector<int64_t> sizes, ScalarType dtype);
 
-// [C] of any floating dtype and stride, or absent.
+// Raises where t is not on x's device.
+void check_device(const Tensor& t, const Tensor& x, const char* name);
+
+// [C] of any floating dtype and stride, or absent; on the CPU, or on x's device.
 ChannelVector channel_vector(const OptionalTensor& v, const char* name, int64_t channels);
+ChannelVector channel_vector(const OptionalTensor& v, const char* name, const Tensor& x);
 
 // Whether outputs should be written past the caches: what one call touches does not fit the last of them.
 bool beyond_cache(int64_t bytes);

@@ -1,4 +1,5 @@
-// The 16-bit storage types and their scalar conversions, rounding to nearest even; no hardware support assumed.
+// The 16-bit storage types and their scalar conversions, rounding to nearest even; no hardware support assumed but on a
+// GPU, where one instruction each does what takes a dozen here.
 #pragma once
 
 #include <cstdint>
@@ -28,19 +29,36 @@ FASTNORM_INLINE float bits_float(uint32_t u) {
 
 FASTNORM_INLINE float to_float(bfloat16 h) { return bits_float(static_cast<uint32_t>(h.bits) << 16); }
 FASTNORM_INLINE bfloat16 to_bfloat16(float f) {
+#if defined(__CUDA_ARCH__)
+  bfloat16 h;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h.bits) : "f"(f));
+  return h;
+#else
   const uint32_t u = float_bits(f);
   if (f != f) return {0x7fc0};
   return {static_cast<uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16)};
+#endif
 }
 
 FASTNORM_INLINE float to_float(float16 h) {
+#if defined(__CUDA_ARCH__)
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h.bits));
+  return f;
+#else
   const uint32_t sign = static_cast<uint32_t>(h.bits & 0x8000) << 16, magnitude = h.bits & 0x7fff;
   if (magnitude >= 0x7c00) return bits_float(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);  // inf, NaN
   if (magnitude >= 0x400) return bits_float(sign | ((magnitude << 13) + (112u << 23)));
   const float subnormal = static_cast<float>(magnitude) * 5.9604644775390625e-8f;  // 2^-24
   return bits_float(sign | float_bits(subnormal));
+#endif
 }
 FASTNORM_INLINE float16 to_float16(float f) {
+#if defined(__CUDA_ARCH__)
+  float16 h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(f));
+  return h;
+#else
   const uint32_t u = float_bits(f), sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffff;
   if (magnitude > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7e00)};
   if (magnitude >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};  // rounds to infinity
@@ -48,6 +66,7 @@ FASTNORM_INLINE float16 to_float16(float f) {
     return {static_cast<uint16_t>(sign | (float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000))};
   }
   return {static_cast<uint16_t>(sign | ((magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13))};
+#endif
 }
 
 FASTNORM_INLINE float to_float(float f) { return f; }

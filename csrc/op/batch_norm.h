@@ -13,7 +13,7 @@ namespace fastnorm {
 
 struct BatchNormShape {
   int64_t N = 0, C = 0, S = 0;  // rows: N is M, S is 1
-  int64_t per_channel() const { return N * S; }
+  FASTNORM_INLINE int64_t per_channel() const { return N * S; }
 };
 
 struct BatchNormFwd {

@@ -83,7 +83,7 @@ def _make_folder(path: Path) -> None:
 def _backend(device: torch.device) -> str:
     """The backend that will serve the fastnorm net. Raises DemoError if the one asked for cannot."""
     try:
-        return resolve(torch.empty(0, device=device))
+        return resolve(torch.empty(0, device=device), None, "batch_norm")
     except RuntimeError as error:
         raise DemoError(str(error)) from error
 

@@ -77,7 +77,7 @@ def batch_norm(
         float(eps),
         unbiased,
         detach_stats,
-        resolve(input, backend),
+        resolve(input, backend, "batch_norm"),
         as_activation(act),
     )
 

@@ -39,5 +39,5 @@ def general_relu(
     numbers = checked_activation(leak, sub, maxv, max_leak)[1:]
     if inplace:
         source = x.clone() if torch.is_grad_enabled() and x.requires_grad else x
-        return x.copy_(_general_relu.general_relu(source, *numbers, resolve(x, backend)))
-    return _general_relu.general_relu(x, *numbers, resolve(x, backend))
+        return x.copy_(_general_relu.general_relu(source, *numbers, resolve(x, backend, "general_relu")))
+    return _general_relu.general_relu(x, *numbers, resolve(x, backend, "general_relu"))

@@ -84,7 +84,7 @@ def layer_norm(
         checked_eps(eps, "layer_norm"),
         False,
         False,
-        resolve(x, backend),
+        resolve(x, backend, "row_norm"),
         as_activation(act),
     )
 
@@ -126,7 +126,7 @@ def rms_norm(
         checked_eps(eps, "rms_norm"),
         True,
         False,
-        resolve(x, backend),
+        resolve(x, backend, "row_norm"),
         as_activation(act),
     )
 
@@ -173,7 +173,7 @@ def group_norm(
         checked_eps(eps, "group_norm"),
         False,
         unbiased,
-        resolve(x, backend),
+        resolve(x, backend, "row_norm"),
         as_activation(act),
     )
 
@@ -215,7 +215,7 @@ def layer_norm_2d(
         checked_eps(eps, "layer_norm_2d"),
         False,
         False,
-        resolve(x, backend),
+        resolve(x, backend, "row_norm"),
         as_activation(act),
     )
 
@@ -276,7 +276,7 @@ def instance_norm(
         checked_eps(eps, "instance_norm"),
         False,
         False,
-        resolve(input, backend),
+        resolve(input, backend, "row_norm"),
         as_activation(act),
     )
     if running_mean is not None:

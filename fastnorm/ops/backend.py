@@ -12,8 +12,9 @@ from fastnorm.ops import BACKENDS, native, triton
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# Fastest first. CPU: the compiled loops beat composed PyTorch on every benchmarked shape. CUDA: `native` has no CUDA
-# kernels yet; Triton against composed PyTorch is unmeasured (docs/gpu.md) and chosen for its launch count.
+# Fastest first. CPU: the compiled loops beat composed PyTorch on every benchmarked shape. CUDA: nothing is measured yet
+# (docs/gpu.md). Triton is chosen over composed PyTorch for its launch count, and over `native` as the one of the two
+# that has more tests behind it.
 PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("native", "eager"), "cuda": ("triton", "eager")}
 _ELSEWHERE = ("eager",)
 
@@ -58,38 +59,43 @@ def chosen() -> str | None:
     return _Choice.backend
 
 
-def refusal(backend: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot serve tensors of this device type and dtype; None where it can."""
+def refusal(backend: str, device_type: str, dtype: torch.dtype, column: str | None = None) -> str | None:
+    """Why this backend cannot serve an op on tensors of this device type and dtype; None where it can.
+
+    column: the op, such as "batch_norm", without _fwd or _bwd; None asks about all ops.
+    """
     if backend == "eager":
         return None
     if dtype not in DTYPES:
         return f"{dtype} is not one of the dtypes that kernels exist for ({', '.join(map(str, DTYPES))})"
     if backend == "native":
+        if device_type == "cuda":
+            return native.cuda_missing(column)
         if device_type != "cpu":
-            return f"the native kernels run on the CPU, not on {device_type}"
+            return f"the native kernels run on CUDA and on the CPU, not on {device_type}"
         return native.missing()
     if device_type != "cuda" and not (device_type == "cpu" and triton.interpreted()):
         return f"Triton kernels run on CUDA (or on the CPU under TRITON_INTERPRET=1), not on {device_type}"
     return triton.missing()
 
 
-def resolve(x: Tensor, backend: str | None = None) -> str:
+def resolve(x: Tensor, backend: str | None = None, column: str | None = None) -> str:
     """The backend for an op on x. RuntimeError where an explicit choice cannot serve it."""
     chosen = _Choice.backend if backend is None else _checked(backend, "backend")
     device_type = "cpu" if x.is_cpu else x.device.type
     if chosen is not None:
-        reason = refusal(chosen, device_type, x.dtype)
+        reason = refusal(chosen, device_type, x.dtype, column)
         if reason is not None:
             raise RuntimeError(f"backend {chosen!r} cannot serve this call: {reason}")
         return chosen
     for candidate in PREFERENCE.get(device_type, _ELSEWHERE):
-        if refusal(candidate, device_type, x.dtype) is None:
+        if refusal(candidate, device_type, x.dtype, column) is None:
             return candidate
     return "eager"
 
 
-def available_backends(device_type: str = "cpu") -> list[str]:
-    """The backends that can serve fp32 tensors of a device type here, fastest first."""
+def available_backends(device_type: str = "cpu", column: str | None = None) -> list[str]:
+    """The backends that can serve an op (None: all) on fp32 tensors of a device type here, fastest first."""
     order = PREFERENCE.get(device_type, _ELSEWHERE)
     names = [*order, *(b for b in BACKENDS if b not in order)]
-    return [name for name in names if refusal(name, device_type, torch.float32) is None]
+    return [name for name in names if refusal(name, device_type, torch.float32, column) is None]

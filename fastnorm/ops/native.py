@@ -1,4 +1,4 @@
-"""Loading of the compiled extension, and the one sentence to say when it is not there."""
+"""Loading of the compiled extensions, and the one sentence to say when one is not there."""
 
 from __future__ import annotations
 
@@ -7,16 +7,29 @@ import importlib.util
 import os
 from types import ModuleType
 
+import torch
+
+CUDA_COLUMNS = ("batch_norm",)  # the ops that fastnorm._C_cuda has kernels for; Triton has all
 _BUILD = "build it with `pip install --no-build-isolation -e .` in the source tree, where torch and a C++ compiler are"
+
+
+_BUILD_CUDA = "build it with `FASTNORM_BUILD=cuda pip install --no-build-isolation -e .` in the source tree"
 
 
 class _State:
     module: ModuleType | None = None
     missing: str = "the compiled extension has not been looked for yet"
+    cuda_missing: str | None = "the CUDA kernels have not been looked for yet"
 
 
 def load() -> None:
-    """Load fastnorm._C, or the file that FASTNORM_EXTENSION names; remember why where that fails."""
+    """Load the extensions that can be used here; remember why of those that cannot."""
+    _load_cpu()
+    _State.cuda_missing = _load_cuda()
+
+
+def _load_cpu() -> None:
+    """Load fastnorm._C, or the file that FASTNORM_EXTENSION names."""
     if os.environ.get("FASTNORM_DISABLE_NATIVE") == "1":
         _State.missing = "the compiled extension is switched off by FASTNORM_DISABLE_NATIVE=1; unset it"
         return
@@ -33,6 +46,23 @@ def load() -> None:
             f"the compiled extension does not load here ({str(error).splitlines()[0]}); it may have been built for "
             f"another torch or machine; {_BUILD}"
         )
+
+
+def _load_cuda() -> str | None:
+    """Load fastnorm._C_cuda where torch has CUDA; the reason where it cannot be used."""
+    if os.environ.get("FASTNORM_DISABLE_NATIVE") == "1":
+        return _State.missing
+    if not torch.backends.cuda.is_built():
+        return "this torch is built without CUDA"
+    try:
+        importlib.import_module("fastnorm._C_cuda")
+    except ModuleNotFoundError as error:
+        if error.name != "fastnorm._C_cuda":
+            raise
+        return f"the CUDA kernels (fastnorm._C_cuda) are not built; {_BUILD_CUDA}, where nvcc is"
+    except (ImportError, OSError) as error:
+        return f"the CUDA kernels do not load here ({str(error).splitlines()[0]}); {_BUILD_CUDA}, where nvcc is"
+    return None
 
 
 def _check_isa(module: ModuleType) -> None:
@@ -56,6 +86,14 @@ def _load_file(path: str) -> ModuleType:
 def missing() -> str | None:
     """Why the compiled extension cannot be used, with the mending command; None where it is loaded."""
     return None if _State.module is not None else _State.missing
+
+
+def cuda_missing(column: str | None) -> str | None:
+    """Why the compiled kernels cannot serve this op (None: all ops) on CUDA tensors; None where they can."""
+    if column not in CUDA_COLUMNS:
+        what = "not every op has" if column is None else f"{column} does not have"
+        return f"{what} CUDA C++ kernels (which exist for {', '.join(CUDA_COLUMNS)}); 'triton' serves every op"
+    return _State.cuda_missing
 
 
 def available() -> ModuleType | None:

@@ -22,7 +22,7 @@ def backend_of(entry: Entry) -> str:
     param = entry.param
     if type(param) not in PLAIN or param.layout != torch.strided:
         return "eager"
-    backend = resolve(torch.view_as_real(param.detach()) if param.is_complex() else param)
+    backend = resolve(torch.view_as_real(param.detach()) if param.is_complex() else param, None, "optim")
     return "eager" if backend == "triton" and not fits_kernel(entry) else backend
 
 
