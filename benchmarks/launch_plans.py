@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.cases import Case, all_cases
 from benchmarks.optim_cases import OptimCase, optim_cases
-from fastnorm.ops import optim, triton
+from fastnorm.ops import optim, optim_table, triton
 from fastnorm.testing import triton_aot
 from fastnorm.testing.cases import DTYPES, RowCase
 
@@ -158,7 +158,8 @@ def recording(sms: int = H200) -> Iterator[list[Planned]]:
         stack.enter_context(mock.patch.dict(kernels.LAUNCHERS, named))
         for kind in (JITFunction, InterpretedFunction):
             stack.enter_context(mock.patch.object(kind, "run", record))
-        stack.enter_context(mock.patch.object(kernels.launch, "sm_count", lambda x: sms))
+        for module in (kernels.launch, optim_table):
+            stack.enter_context(mock.patch.object(module, "sm_count", lambda x: sms))
         yield recorded
 
 

@@ -9,7 +9,13 @@ from build_tools.steps import Build, Step, bind_flags, compile_step, link_step
 from build_tools.toolchain import Toolchain
 
 MODULE = "fastnorm._C_cuda"
-NVCC_FLAGS = ("-std=c++17", "-O3", "-Werror=cross-execution-space-call", "-Xcompiler=-fPIC,-fvisibility=hidden,-g0", "-Icsrc")
+NVCC_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-Werror=cross-execution-space-call",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-g0",
+    "-Icsrc",
+)
 # Bindings know CUDA by the stable ABI's functions alone; one of them stands behind this macro.
 BIND_FLAGS = ("-DUSE_CUDA",)
 

@@ -1,145 +1,203 @@
-"""Optimizer steps on a GPU: one launch for all parameters of one combination of dtypes, over a table of pointers.
+"""Optimizer steps on a GPU: one launch over a table of pointers and its chunks, filled by fastnorm/ops/optim_table.py.
 
 Table and chunks lie in device memory, and so do the numbers (learning rate, bias corrections, ...), the clipping factor
 and found_inf: nothing is read back, and a captured graph replays with whatever they hold then.
+Formulas: docs/math.md O1 to O4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .optim_plans import OptimPlan, chunk_table, optim_plan
-from .optim_step import optim_step_kernel
+from .general_relu import rounded_for
 
+BLOCK = 1024  # elements at a time: 8 a lane in 4 warps, of up to six tensors; unmeasured
+WARPS = 4
+COLUMNS = tl.constexpr(8)  # of the table: parameter, gradient, three states, rounded copy, elements, set of numbers
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-@dataclass
-class OptimRow:
-    """One parameter: `param` is updated, `rounded` (with master weights) only written. All dense in one order."""
-
-    param: Tensor
-    states: Sequence[Tensor]
-    rounded: Tensor | None = None
-    centered: bool = False
-
-    def pointers(self, grad: Tensor) -> list[int]:
-        """As the table's columns stand."""
-        states = [t.data_ptr() for t in self.states]
-        rounded = 0 if self.rounded is None else self.rounded.data_ptr()
-        return [self.param.data_ptr(), grad.data_ptr(), *states, *([0] * (3 - len(states))), rounded]
-
-    def alike(self, grad: Tensor) -> tuple[object, ...]:
-        """What rows of one launch have in common."""
-        aligned = all(pointer % 16 == 0 for pointer in self.pointers(grad))
-        state = self.states[0].dtype if self.states else self.param.dtype
-        rounded = None if self.rounded is None else self.rounded.dtype
-        return self.param.dtype, grad.dtype, state, rounded, len(self.states), self.centered, aligned
+@triton.jit
+def column(table_ptr, row, place: tl.constexpr, dtype: tl.constexpr, ALIGNED: tl.constexpr):
+    """The pointer in one column of a row. ALIGNED: it divides by 16, as the compiler must know to load wide words."""
+    ptr = tl.load(table_ptr + row * COLUMNS + place).to(tl.pointer_type(dtype))
+    if ALIGNED:
+        ptr = tl.multiple_of(ptr, 16)
+    return ptr
 
 
-@dataclass
-class OptimPart:
-    """The rows of one launch. lines: of the table, but for each row's set of numbers, which stands last."""
-
-    members: list[int]
-    first: OptimRow
-    grad: torch.dtype
-    aligned: bool
-    plan: OptimPlan
-    chunks: Tensor  # on the device
-    lines: list[list[int]]
-    sets: list[int] = field(default_factory=list)
-    table: Tensor | None = None  # on the device
-
-    def upload(self, sets: Sequence[int], device: torch.device) -> Tensor:
-        """The table on the device; what lies there already stays, so that a captured step uploads nothing."""
-        own = [sets[i] for i in self.members]
-        if self.table is None or own != self.sets:
-            values = [[*line, number_set] for line, number_set in zip(self.lines, own, strict=True)]
-            self.sets, self.table = own, on_device(torch.tensor(values, dtype=torch.int64), device)
-        return self.table
+@triton.jit
+def averaged(average, value, fresh):
+    """An average moved by `fresh` towards value, from whichever end is nearer."""
+    way = value - average
+    return tl.where(fresh < 0.5, average + fresh * way, value - (1 - fresh) * way)
 
 
-def on_device(host: Tensor, device: torch.device) -> Tensor:
-    """Uploaded without waiting: from pinned memory, which the allocator keeps until the copy is done."""
-    if device.type != "cuda":
-        return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)
+@triton.jit
+def decayed(p, g, factor_ptr, n, ACC: tl.constexpr):
+    """O1: parameter and gradient; the first three numbers are the gradient's factor, the decay, and L2."""
+    g = g * tl.load(n)
+    if factor_ptr is not None:
+        g = g * tl.load(factor_ptr).to(ACC)
+    decay, l2 = tl.load(n + 1), tl.load(n + 2)
+    g = tl.where(l2 != 0, g + l2 * p, g)
+    return tl.where(decay != 1, p * decay, p), g
 
 
-@dataclass
-class OptimTable:
-    """The pointers of many rows on their device, uploaded anew only where one has changed."""
+@triton.jit
+def sgd_update(p, g, s0, s1, s2, n, STATES: tl.constexpr, CENTERED: tl.constexpr):
+    momentum, fresh, lookahead, first = tl.load(n + 3), tl.load(n + 4), tl.load(n + 5), tl.load(n + 7)
+    if STATES > 0:
+        s0 = tl.where(first != 0, g, momentum * s0 + fresh * g)
+        g = tl.where(lookahead != 0, g + lookahead * s0, s0)
+    return p - tl.load(n + 6) * g, s0, s1, s2
 
-    rows: Sequence[OptimRow]
-    parts: list[OptimPart] = field(default_factory=list)
-    _seen: list[tuple[int, torch.dtype]] = field(default_factory=list)
-    _chunks: dict[tuple[int, ...], tuple[OptimPlan, Tensor]] = field(default_factory=dict)
 
-    def step(
-        self,
-        kind: int,
-        grads: Sequence[Tensor],
-        sets: Sequence[int],
-        numbers: Tensor,
-        factor: Tensor | None = None,
-        found_inf: Tensor | None = None,
-    ) -> int:
-        """Updates every row with its gradient and its set of `numbers` [sets, N]; returns the number of launches.
+@triton.jit
+def rmsprop_update(p, g, s0, s1, s2, n, STATES: tl.constexpr, CENTERED: tl.constexpr):
+    alpha, fresh, inside, outside = tl.load(n + 3), tl.load(n + 4), tl.load(n + 5), tl.load(n + 6)
+    momentum, into, lr, first = tl.load(n + 7), tl.load(n + 8), tl.load(n + 9), tl.load(n + 10)
+    square = g * g
+    s0 = alpha * tl.where(first != 0, square, s0) + fresh * square
+    variance = s0
+    if CENTERED:
+        if STATES == 3:
+            s2 = averaged(s2, g, fresh)
+            variance = s0 - s2 * s2
+        else:
+            s1 = averaged(s1, g, fresh)
+            variance = s0 - s1 * s1
+        variance = tl.where(variance < 0, 0.0, variance)
+    move = g / (tl.sqrt(variance + inside) + outside)
+    if STATES - CENTERED == 2:
+        s1 = momentum * s1 + into * move
+        move = s1
+    return p - lr * move, s0, s1, s2
 
-        numbers: float64, as the fields of SgdNumbers, RmspropNumbers, AdamNumbers in csrc/math stand; on the host or on
-        the device. factor multiplies every gradient; where found_inf is not 0, nothing is written. Both are one-element
-        tensors on the device.
-        """
-        seen = [(grad.data_ptr(), grad.dtype) for grad in grads]
-        if seen != self._seen:
-            self._divide(grads)
-            self._seen = seen
-        for part in self.parts:
-            self._launch(kind, part, sets, numbers, factor, found_inf)
-        return len(self.parts)
 
-    def _divide(self, grads: Sequence[Tensor]) -> None:
-        """One part for each combination of dtypes, states and alignment."""
-        alike: dict[tuple[object, ...], list[int]] = {}
-        for i, (row, grad) in enumerate(zip(self.rows, grads, strict=True)):
-            if row.param.numel() > 0:
-                alike.setdefault(row.alike(grad), []).append(i)
-        self.parts = []
-        for key, members in alike.items():
-            first = self.rows[members[0]]
-            sizes = tuple(self.rows[i].param.numel() for i in members)
-            lines = [[*self.rows[i].pointers(grads[i]), size] for i, size in zip(members, sizes, strict=True)]
-            grad = grads[members[0]].dtype
-            self.parts.append(OptimPart(members, first, grad, bool(key[-1]), *self._cut(first.param, sizes), lines))
+@triton.jit
+def adam_update(p, g, s0, s1, s2, n, STATES: tl.constexpr, CENTERED: tl.constexpr):
+    fresh1, beta2, fresh2, size = tl.load(n + 3), tl.load(n + 4), tl.load(n + 5), tl.load(n + 6)
+    unbias, inside, outside = tl.load(n + 7), tl.load(n + 8), tl.load(n + 9)
+    s0 = averaged(s0, g, fresh1)
+    s1 = beta2 * s1 + (fresh2 * g) * g
+    second = s1
+    if STATES == 3:
+        second = tl.where((s1 <= s2) | (s2 != s2), s2, s1)
+        s2 = second
+    return p - size * (s0 / (tl.sqrt(second * unbias + inside) + outside)), s0, s1, s2
 
-    def _cut(self, like: Tensor, sizes: tuple[int, ...]) -> tuple[OptimPlan, Tensor]:
-        if sizes not in self._chunks:
-            plan = optim_plan(sizes, launch.sm_count(like))
-            self._chunks[sizes] = plan, on_device(chunk_table(sizes, plan.chunk), like.device)
-        return self._chunks[sizes]
 
-    def _launch(
-        self, kind: int, part: OptimPart, sets: Sequence[int], numbers: Tensor, factor: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:  # fmt: skip
-        first, plan = part.first, part.plan
-        device = first.param.device
-        numbers = numbers.to(launch.acc_dtype(first.param))
-        if numbers.device != device:
-            numbers = on_device(numbers, device)
-        with launch.device_guard(first.param):
-            optim_step_kernel[plan.grid](
-                part.upload(sets, device), part.chunks, numbers, factor, found_inf,
-                PARAM=TYPES[first.param.dtype], GRAD=TYPES[part.grad],
-                STATE=TYPES[first.states[0].dtype if first.states else first.param.dtype],
-                ROUNDED=None if first.rounded is None else TYPES[first.rounded.dtype], ALIGNED=part.aligned, KIND=kind,
-                STATES=len(first.states), CENTERED=int(first.centered), NUMBERS=numbers.shape[1], CHUNK=plan.chunk,
-                BLOCK=plan.block, num_warps=plan.num_warps, enable_fp_fusion=False,
+@triton.jit
+def read(ptr, at, live, ACC: tl.constexpr):
+    if live is None:
+        value = tl.load(ptr + at)
+    else:
+        value = tl.load(ptr + at, mask=live, other=0.0)
+    return value.to(ACC)
+
+
+@triton.jit
+def write(ptr, at, value, live):
+    tl.store(ptr + at, rounded_for(value, ptr), mask=live)
+
+
+@triton.jit
+def update_block(
+    p_ptr, g_ptr, s0_ptr, s1_ptr, s2_ptr, copy_ptr, at, live, n, factor_ptr,
+    KIND: tl.constexpr, STATES: tl.constexpr, CENTERED: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """One step of the elements `at`, of those that `live` says where it is not None."""
+    p, g = read(p_ptr, at, live, ACC), read(g_ptr, at, live, ACC)
+    s0, s1, s2 = p, p, p
+    if STATES > 0:
+        s0 = read(s0_ptr, at, live, ACC)
+    if STATES > 1:
+        s1 = read(s1_ptr, at, live, ACC)
+    if STATES > 2:
+        s2 = read(s2_ptr, at, live, ACC)
+    p, g = decayed(p, g, factor_ptr, n, ACC)
+    if KIND == 0:
+        p, s0, s1, s2 = sgd_update(p, g, s0, s1, s2, n, STATES, CENTERED)
+    elif KIND == 1:
+        p, s0, s1, s2 = rmsprop_update(p, g, s0, s1, s2, n, STATES, CENTERED)
+    else:
+        p, s0, s1, s2 = adam_update(p, g, s0, s1, s2, n, STATES, CENTERED)
+    write(p_ptr, at, p, live)
+    if copy_ptr is not None:
+        write(copy_ptr, at, p, live)
+    if STATES > 0:
+        write(s0_ptr, at, s0, live)
+    if STATES > 1:
+        write(s1_ptr, at, s1, live)
+    if STATES > 2:
+        write(s2_ptr, at, s2, live)
+
+
+@triton.jit
+def optim_step_kernel(
+    table_ptr, chunk_ptr, numbers_ptr, factor_ptr, found_inf_ptr,
+    PARAM: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr, ROUNDED: tl.constexpr, ALIGNED: tl.constexpr,
+    KIND: tl.constexpr, STATES: tl.constexpr, CENTERED: tl.constexpr, NUMBERS: tl.constexpr,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if PARAM.primitive_bitwidth == 64 else tl.float32
+    chunk = tl.program_id(0).to(tl.int64)
+    row, begin = tl.load(chunk_ptr + 2 * chunk), tl.load(chunk_ptr + 2 * chunk + 1)
+    begin = tl.multiple_of(begin, CHUNK)
+    p_ptr, g_ptr = column(table_ptr, row, 0, PARAM, ALIGNED), column(table_ptr, row, 1, GRAD, ALIGNED)
+    s0_ptr, s1_ptr = column(table_ptr, row, 2, STATE, ALIGNED), column(table_ptr, row, 3, STATE, ALIGNED)
+    s2_ptr = column(table_ptr, row, 4, STATE, ALIGNED)
+    copy_ptr = None
+    if ROUNDED is not None:
+        copy_ptr = column(table_ptr, row, 5, ROUNDED, ALIGNED)
+    numel = tl.load(table_ptr + row * COLUMNS + 6)
+    n = numbers_ptr + tl.load(table_ptr + row * COLUMNS + 7) * NUMBERS
+    if found_inf_ptr is not None:
+        numel = tl.where(tl.load(found_inf_ptr) != 0, 0, numel)  # then nothing is written
+    for start in range(0, CHUNK, BLOCK):
+        at = begin + start + tl.arange(0, BLOCK)
+        # Only a last block needs a mask, which would cost the others their wide loads.
+        if begin + start + BLOCK <= numel:
+            update_block(
+                p_ptr, g_ptr, s0_ptr, s1_ptr, s2_ptr, copy_ptr, at, None, n, factor_ptr, KIND, STATES, CENTERED, ACC
+            )
+        elif begin + start < numel:
+            update_block(
+                p_ptr, g_ptr, s0_ptr, s1_ptr, s2_ptr, copy_ptr, at, at < numel, n, factor_ptr, KIND, STATES,
+                CENTERED, ACC,
             )  # fmt: skip
+
+
+def optim_step(
+    table: Tensor,
+    chunks: Tensor,
+    numbers: Tensor,
+    factor: Tensor | None,
+    found_inf: Tensor | None,
+    *,
+    kind: int,
+    states: int,
+    centered: bool,
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype, torch.dtype | None],
+    aligned: bool,
+    chunk: int,
+) -> None:
+    """Updates all rows of a table [rows, 8] of addresses, one program a chunk [chunks, 2].
+
+    numbers: [sets, N] of the arithmetic's dtype, as the fields of SgdNumbers, RmspropNumbers, AdamNumbers in csrc/math
+    stand. factor multiplies every gradient; where found_inf is not 0, nothing is written. dtypes: of parameter,
+    gradient, states and rounded copy. aligned: all addresses divide by 16.
+    """
+    param, grad, state, rounded = dtypes
+    with launch.device_guard(table):
+        optim_step_kernel[(len(chunks),)](
+            table, chunks, numbers, factor, found_inf, PARAM=TYPES[param], GRAD=TYPES[grad], STATE=TYPES[state],
+            ROUNDED=None if rounded is None else TYPES[rounded], ALIGNED=aligned, KIND=kind, STATES=states,
+            CENTERED=int(centered), NUMBERS=numbers.shape[1], CHUNK=chunk, BLOCK=BLOCK, num_warps=WARPS,
+            enable_fp_fusion=False,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The step on devices that Triton serves: one launch, its numbers on the device, nothing waited for."""
+"""The step on CUDA tensors (and under Triton's interpreter): one launch, its numbers on the device, no waiting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnorm.ops.optim import TensorMoved
-from fastnorm.ops.triton import optim_table
+from fastnorm.ops.optim_table import Clip, OptimLauncher, OptimRow, OptimTable
 from fastnorm.optim.entry import Entry
 from fastnorm.optim.rule import Rule, number
 
@@ -25,29 +25,31 @@ def is_dense(t: Tensor) -> bool:
 
 
 def fits_kernel(entry: Entry) -> bool:
-    """Whether the Triton kernel takes it: dense, its states in its own order and of one dtype."""
+    """Whether the kernels take it: dense, its states in its own order and of one dtype; fp64 for fp64 alone."""
     tensors = [entry.param, *entry.states, *([] if entry.master is None else [entry.master])]
     alike = all(t.stride() == entry.param.stride() and not t.is_complex() for t in tensors)
-    return alike and is_dense(entry.param) and not entry.stochastic and len({t.dtype for t in entry.states}) <= 1
+    wide = {t.dtype == torch.float64 for t in tensors}
+    dtypes = {t.dtype for t in entry.states}
+    return alike and is_dense(entry.param) and not entry.stochastic and len(dtypes) <= 1 and len(wide) == 1
 
 
 class DeviceStep:
-    """All parameters of one device that the Triton kernel updates."""
+    """All parameters of one device that one backend's kernels update."""
 
-    def __init__(self, rule: Rule, entries: Sequence[Entry]) -> None:
-        self.rule, self.entries = rule, entries
+    def __init__(self, rule: Rule, entries: Sequence[Entry], launcher: OptimLauncher) -> None:
+        self.rule, self.entries, self.clips = rule, entries, launcher.clips
         self.device = entries[0].param.device
         self.forms = [(e.param.shape, e.param.stride()) for e in entries]
         self.steps = [e.step for e in entries if e.step is not None]
-        # Steps on the host can only be counted by waiting for found_inf.
+        # With found_inf on the device, steps on the host can only be counted by waiting for it.
         self.waits = any(step.device != self.device for step in self.steps)
         rows = [
-            (e.param, e.states, None, rule.centered(e.group))
+            OptimRow(e.param, e.states, None, rule.centered(e.group))
             if e.master is None
-            else (e.master, e.states, e.param, rule.centered(e.group))
+            else OptimRow(e.master, e.states, e.param, rule.centered(e.group))
             for e in entries
         ]
-        self.table = optim_table(rows)
+        self.table = OptimTable(rows, launcher)
 
     def grads(self) -> list[Tensor]:
         """In their parameters' order. Raises TensorMoved."""
@@ -56,6 +58,8 @@ class DeviceStep:
             param, grad = entry.param, entry.param.grad
             if grad is None or grad.layout != torch.strided or (param.shape, param.stride()) != (shape, stride):
                 raise TensorMoved
+            if grad.dtype != param.dtype and torch.float64 in (grad.dtype, param.dtype):
+                grad = grad.to(param.dtype)
             if grad.stride() != stride:
                 grad = torch.empty_like(param, dtype=grad.dtype).copy_(grad)
             found.append(grad)
@@ -66,14 +70,20 @@ class DeviceStep:
         norms = torch._foreach_norm([g.float() if g.element_size() == 2 else g for g in grads])
         return torch.stack([norm.double() for norm in norms]).square().sum()
 
-    def step(self, grads: list[Tensor], factor: Tensor | None, found_inf: Tensor | None) -> None:
-        """Updates everything. factor: of all gradients. Where found_inf is not 0, nothing changes."""
+    def step(
+        self, grads: list[Tensor], factor: Tensor | None, found_inf: Tensor | None, max_norm: float | None = None
+    ) -> None:
+        """Updates everything. factor: of all gradients. Where found_inf is not 0, nothing changes.
+
+        max_norm: clips them together after that, where `clips` says that the kernels can.
+        """
         if self.steps:
             torch._foreach_add_(self.steps, 1)
             if found_inf is not None:
                 torch._foreach_sub_(self.steps, [found_inf.to(step.device) for step in self.steps])
         numbers, sets = self._host_numbers() if self.waits or not self.steps else self._device_numbers()
-        self.table.step(self.rule.kind, grads, sets, numbers, factor, found_inf)
+        clip = None if max_norm is None else Clip(self.table.squares(grads, sets), max_norm)
+        self.table.step(self.rule.kind, grads, sets, numbers, factor, found_inf, clip)
         for entry in self.entries:
             entry.first = False
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnorm.ops import optim_table
 from fastnorm.ops import triton as triton_ops
 from fastnorm.testing import amdgcn
 from fastnorm.testing.cases import DTYPES
@@ -137,7 +138,8 @@ def compiling(arch: Arch) -> Iterator[list[tuple[str, tuple[int, ...], Any]]]:
 
     launch_numbers = triton_ops._import_kernels().launch
     recorded: list[tuple[str, tuple[int, ...], Any]] = []
-    real_run, real = JITFunction.run, (launch_numbers.sm_count, launch_numbers.on_amd)
+    real_run = JITFunction.run
+    real = launch_numbers.sm_count, launch_numbers.on_amd, optim_table.sm_count
     sms = AMD[arch] if isinstance(arch, str) else SMS[arch]
 
     def compile_only(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> Any:
@@ -147,12 +149,13 @@ def compiling(arch: Arch) -> Iterator[list[tuple[str, tuple[int, ...], Any]]]:
 
     driver.set_active(_Driver(arch))
     JITFunction.run = compile_only
-    launch_numbers.sm_count, launch_numbers.on_amd = lambda x: sms, lambda: isinstance(arch, str)
+    launch_numbers.sm_count = optim_table.sm_count = lambda x: sms
+    launch_numbers.on_amd = lambda: isinstance(arch, str)
     try:
         yield recorded
     finally:
         JITFunction.run = real_run
-        launch_numbers.sm_count, launch_numbers.on_amd = real
+        launch_numbers.sm_count, launch_numbers.on_amd, optim_table.sm_count = real
 
 
 def launch(case: Case) -> None:
@@ -197,18 +200,17 @@ def launch_row_norm(case: RowCase, x: Tensor, residual: Tensor | None, numbers: 
 
 
 def launch_optim(case: OptimCase) -> None:
-    kernels = triton_ops._import_kernels()
     state_dtype = torch.float64 if case.dtype == "fp64" else torch.float32
     rows, grads = [], []
     for size in case.sizes or case.shape:
         x = torch.empty(size, dtype=DTYPES[case.dtype], device="meta")
         state = torch.empty(size, dtype=state_dtype, device="meta")
         param, rounded = (state, x) if case.master else (x, None)
-        rows.append(kernels.OptimRow(param, [state] * case.states, rounded, case.centered))
+        rows.append(optim_table.OptimRow(param, [state] * case.states, rounded, case.centered))
         grads.append(x)
     numbers = torch.empty(1, 11, dtype=torch.float64, device="meta")
     scalar = torch.empty((), dtype=torch.float64, device="meta")
-    table = kernels.OptimTable(rows)
+    table = optim_table.OptimTable(rows, optim_table.TritonLauncher(triton_ops._import_kernels))
     table.step(case.kind, grads, [0] * len(rows), numbers, scalar, torch.empty((), device="meta"))
 
 

@@ -12,14 +12,14 @@ import torch
 
 from benchmarks.launch_plans import launches
 from benchmarks.optim_cases import LISTS
+from fastnorm.ops import optim_plans, optim_table
 from fastnorm.ops import triton as triton_ops
 from fastnorm.testing.triton_aot import OptimCase
 
 pytest.importorskip("triton")
 
-triton_ops._import_kernels()
-from fastnorm.kernels import optim_plans  # noqa: E402
 
+kernels = triton_ops._import_kernels()
 SMS = (132, 108, 16)
 PAST = 2**31 + 4097
 SIZES = {
@@ -37,22 +37,21 @@ each_list = pytest.mark.parametrize("name", SIZES)
 def test_the_grid(name: str, sms: int) -> None:
     """Within a launch's limits, and two programs for every SM unless all chunks are as short as a block."""
     sizes = SIZES[name]
-    plan = optim_plans.optim_plan(sizes, sms)
-    assert 1 <= plan.chunks <= 2**31 - 1 and plan.grid == (plan.chunks,)
-    assert plan.chunks >= 2 * sms or plan.chunk == plan.block
-    assert plan.chunk % plan.block == 0 and plan.block % (32 * plan.num_warps * 4) == 0  # 16 bytes of fp32 a lane
+    chunk = optim_plans.chunk_length(sizes, sms)
+    assert 1 <= optim_plans.count(sizes, chunk) <= 2**31 - 1
+    assert optim_plans.count(sizes, chunk) >= 2 * sms or chunk == optim_plans.SHORTEST
+    assert chunk % kernels.optim.BLOCK == 0 and kernels.optim.BLOCK % (32 * kernels.optim.WARPS * 4) == 0
 
 
 def test_chunks_are_as_long_as_the_sms_allow() -> None:
-    assert [optim_plans.optim_plan((n,), 132).chunk for n in (50_000_000, 2_000_000, 1_000_000, 1000)] == [
-        8192, 4096, 2048, 1024,
-    ]  # fmt: skip
+    found = [optim_plans.chunk_length((n,), 132) for n in (50_000_000, 2_000_000, 1_000_000, 1000)]
+    assert found == [8192, 4096, 2048, 1024]
 
 
 @each_list
 def test_every_element_lies_in_one_chunk(name: str) -> None:
     sizes = SIZES[name]
-    for chunk in {optim_plans.optim_plan(sizes, sms).chunk for sms in SMS}:
+    for chunk in {optim_plans.chunk_length(sizes, sms) for sms in SMS}:
         table = optim_plans.chunk_table(sizes, chunk)
         assert table.dtype == torch.int64 and len(table) == optim_plans.count(sizes, chunk)
         rows, begins = table.unbind(1)
@@ -85,31 +84,29 @@ RULES = {  # kind, states, centered, bytes of a parameter's number in fp32 and i
 def test_the_launcher_launches_the_plan(name: str, rule: str, sms: int) -> None:
     """One launch for the whole list, the plan's grid, both tables complete, and no byte more than the update needs."""
     sizes, (kind, states, centered, fp32, bf16) = SIZES[name], RULES[rule]
-    plan = optim_plans.optim_plan(sizes, sms)
+    chunks = optim_plans.count(sizes, optim_plans.chunk_length(sizes, sms))
     for dtype, each in (("fp32", fp32), ("bf16", bf16)):
         case = OptimCase((len(sizes), sum(sizes)), dtype, kind=kind, states=states, centered=centered, sizes=sizes)
         (one,) = launches(case, sms)
-        assert one.grid == plan.grid and one.warps == plan.num_warps and one.blocks == {"BLOCK": plan.block}
+        assert one.grid == (chunks,) and one.warps == kernels.optim.WARPS and one.blocks == {"BLOCK": 1024}
         assert one.tensors["table_ptr"] == (8 * len(sizes), 64 * len(sizes))
-        assert one.tensors["chunk_ptr"] == (2 * plan.chunks, 16 * plan.chunks)
+        assert one.tensors["chunk_ptr"] == (2 * chunks, 16 * chunks)
         assert one.tensors["rows"] == (sum(sizes), each * sum(sizes))
         if sum(sizes) >= 2**20 and min(sizes) >= 1000:
             assert one.bytes - one.tensors["rows"][1] <= 0.015 * one.tensors["rows"][1]
 
 
 def test_parameters_of_two_dtypes_take_two_launches() -> None:
-    kernels = triton_ops._import_kernels()
-    rows = [
-        kernels.OptimRow(torch.empty(9, dtype=dtype, device="meta"), []) for dtype in (torch.float32, torch.bfloat16)
-    ]
-    grads = [row.param for row in (rows * 2)]
-    table = kernels.OptimTable(rows * 2)
-    table._divide(grads)
+    params = [torch.empty(9, dtype=dtype, device="meta") for dtype in (torch.float32, torch.bfloat16)] * 2
+    launcher = optim_table.TritonLauncher(triton_ops._import_kernels)
+    table = optim_table.OptimTable([optim_table.OptimRow(param, []) for param in params], launcher)
+    table.take(params)
     assert [part.members for part in table.parts] == [[0, 2], [1, 3]]
 
 
 PROBE = """
 import torch
+from fastnorm.ops import optim_plans, optim_table
 from fastnorm.ops import triton as triton_ops
 kernels = triton_ops._import_kernels()
 
@@ -118,15 +115,15 @@ def step(begin, size, kind, dtype, states):
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.rand(size, generator=generator).to(dtype) for _ in range(2 + states)]
     numbers = torch.full((1, 11), 0.25, dtype=torch.float64)
-    rows = kernels.OptimTable([kernels.OptimRow(tensors[0], tensors[2:])])
-    rows._divide(tensors[1:2])
+    launcher = optim_table.TritonLauncher(triton_ops._import_kernels)
+    rows = optim_table.OptimTable([optim_table.OptimRow(tensors[0], tensors[2:])], launcher)
+    rows.take(tensors[1:2])
     (part,) = rows.parts
     line, chunks = part.lines[0], part.chunks
     assert chunks.tolist() == [[0, 0]], chunks
     back = begin * dtype.itemsize
     part.lines[0] = [p - back if p else 0 for p in line[:6]] + [begin + size]
     part.chunks = torch.tensor([[0, begin]])
-    rows._seen = [(tensors[1].data_ptr(), dtype)]
     assert rows.step(kind, tensors[1:2], [0], numbers) == 1
     return [tensors[0], *tensors[2:]]
 

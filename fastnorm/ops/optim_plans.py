@@ -6,40 +6,24 @@ No GPU has confirmed these numbers yet: each is unmeasured and carries the argum
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
 import torch
 
 CHUNK = 8192  # elements of a program at most: four or more tensors of 32 KB each
-BLOCK = 1024  # elements at a time: 8 a lane in 4 warps, of up to six tensors
-WARPS = 4
-COLUMNS = 8  # of a row of the table: parameter, gradient, three states, rounded copy, elements, set of numbers
-
-
-@dataclass(frozen=True)
-class OptimPlan:
-    """One launch: one program a chunk of one parameter, `block` elements at a time."""
-
-    chunk: int
-    chunks: int
-    block: int = BLOCK
-    num_warps: int = WARPS
-
-    @property
-    def grid(self) -> tuple[int]:
-        return (self.chunks,)
+SHORTEST = 1024  # elements of a program at least, if a parameter has them: what 128 threads take at once
 
 
 @functools.lru_cache(maxsize=64)
-def optim_plan(sizes: tuple[int, ...], n_sms: int) -> OptimPlan:
-    """The plan for parameters of so many elements each, none of them empty: shorter chunks where SMs would idle."""
+def chunk_length(sizes: tuple[int, ...], n_sms: int) -> int:
+    """For parameters of so many elements each: shorter where SMs would idle."""
     chunk = CHUNK
-    while chunk > BLOCK and count(sizes, chunk) < 2 * n_sms:
+    while chunk > SHORTEST and count(sizes, chunk) < 2 * n_sms:
         chunk //= 2
-    return OptimPlan(chunk, count(sizes, chunk))
+    return chunk
 
 
 def count(sizes: tuple[int, ...], chunk: int) -> int:
+    """Chunks, and with them programs or blocks of a launch: none crosses a parameter's end."""
     return sum(-(-size // chunk) for size in sizes)
 
 
