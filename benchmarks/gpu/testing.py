@@ -29,7 +29,7 @@ REFERENCE = tuple(
 # Every kernel once, on few values.
 SHORT_LIST = (
     f"{FOLDER}/test_short_list.py",
-    f"{FOLDER}/test_optim_triton.py::test_sizes_around_blocks_and_chunks",
+    f"{FOLDER}/test_optim_device.py::test_sizes_around_blocks_and_chunks",
 )
 
 SANITIZER = "compute-sanitizer"

@@ -52,6 +52,9 @@ _requested = os.environ.get("FASTNORM_TEST_BACKENDS", "")
 REQUIRED = [ALL[name] for name in (_requested.split(",") if _requested else DEFAULT)]
 DEVICE = "cuda" if any(b.device == "cuda" for b in REQUIRED) else "cpu"
 FAST = [b for b in REQUIRED if not b.slow]
+# Those whose kernels are launched, on a GPU or by Triton's interpreter.
+LAUNCHED = [b for b in REQUIRED if b.namespace == "triton" or b.name == "cuda"]
+on_launched = pytest.mark.skipif(not LAUNCHED, reason="no backend that launches kernels is to be tested")
 
 
 def each_backend(function: object = None, *, fast: bool = False) -> pytest.MarkDecorator:

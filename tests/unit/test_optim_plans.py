@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -102,42 +99,3 @@ def test_parameters_of_two_dtypes_take_two_launches() -> None:
     table = optim_table.OptimTable([optim_table.OptimRow(param, []) for param in params], launcher)
     table.take(params)
     assert [part.members for part in table.parts] == [[0, 2], [1, 3]]
-
-
-PROBE = """
-import torch
-from fastnorm.ops import optim_plans, optim_table
-from fastnorm.ops import triton as triton_ops
-kernels = triton_ops._import_kernels()
-
-def step(begin, size, kind, dtype, states):
-    "One chunk that begins so far into its parameters, of which nothing before it is in memory."
-    generator = torch.Generator().manual_seed(0)
-    tensors = [torch.rand(size, generator=generator).to(dtype) for _ in range(2 + states)]
-    numbers = torch.full((1, 11), 0.25, dtype=torch.float64)
-    launcher = optim_table.TritonLauncher(triton_ops._import_kernels)
-    rows = optim_table.OptimTable([optim_table.OptimRow(tensors[0], tensors[2:])], launcher)
-    rows.take(tensors[1:2])
-    (part,) = rows.parts
-    line, chunks = part.lines[0], part.chunks
-    assert chunks.tolist() == [[0, 0]], chunks
-    back = begin * dtype.itemsize
-    part.lines[0] = [p - back if p else 0 for p in line[:6]] + [begin + size]
-    part.chunks = torch.tensor([[0, begin]])
-    assert rows.step(kind, tensors[1:2], [0], numbers) == 1
-    return [tensors[0], *tensors[2:]]
-
-for kind, states in ((0, 1), (1, 2), (2, 3)):
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        near = step(0, 700, kind, dtype, states)
-        for begin in (2**31 - 1024, 2**31, 2**32 + 3 * 8192):
-            far = step(begin, 700, kind, dtype, states)
-            assert all(torch.equal(a, b) for a, b in zip(near, far)), (kind, dtype, begin)
-"""
-
-
-def test_offsets_past_two_to_the_31() -> None:
-    """The kernel's own index arithmetic, interpreted: pointers lie so far before the memory that they reach it."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

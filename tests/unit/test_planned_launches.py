@@ -34,7 +34,7 @@ SMS = (132, 108, 16)
 BENCHMARKED = list(dict.fromkeys(launched(case) for case in [*all_cases("cuda"), *optim_cases("cuda")]))
 REAL = list(dict.fromkeys([*BENCHMARKED, *SHORT, *LONG, *ROWS, *PAST]))
 # Kernels that no case of the conformance table launches, and the tests that compute-sanitizer runs for them.
-ELSEWHERE = {"optim_step_kernel": "tests/conformance/test_optim_triton.py::test_sizes_around_blocks_and_chunks"}
+ELSEWHERE = {"optim_step_kernel": "tests/conformance/test_optim_device.py::test_sizes_around_blocks_and_chunks"}
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 WORK = 16384  # values, the most that one program holds: a tensor of so many times the programs allows them
 WARPS = 8  # of a program; one of 16 warps counts as two
