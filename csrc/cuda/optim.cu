@@ -76,7 +76,7 @@ __device__ __forceinline__ void update(const Rule& rule, const OptimCudaRow& row
 }
 
 template <class A, class Rule>
-__global__ void __launch_bounds__(kThreads) optim_step_kernel(OptimCudaArgs args) {
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 4 ? 4 : 2) optim_step_kernel(OptimCudaArgs args) {
   constexpr int kLanes = Streamed<A>::kLanes;
   if (read(args.found_inf, 0, 0) != 0) return;
   const OptimCudaChunk chunk = args.chunks[blockIdx.x];

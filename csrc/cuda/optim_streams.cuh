@@ -5,6 +5,24 @@
 
 namespace fastnorm {
 
+// The compiler may split a load of a struct into its parts, and does for fp64; not so an instruction.
+__device__ __forceinline__ uint4 wide_load(const uint4* from) {
+#if defined(__CUDA_ARCH__)
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+  return v;
+#else
+  return *from;
+#endif
+}
+__device__ __forceinline__ void wide_store(uint4* to, uint4 v) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+#else
+  *to = v;
+#endif
+}
+
 // A dtype that is known at run time costs a branch that all threads take alike. What is loaded stays in its storage form
 // until it is used: a conversion would wait for its load, and the loads of the other tensors for it.
 template <class A>
@@ -36,8 +54,8 @@ struct Streamed {
     const bool narrow = size_of(dtype) == 2;
     if (whole) {
       const auto* from = reinterpret_cast<const uint4*>(static_cast<const char*>(base) + at * size_of(dtype));
-      bits[0] = from[0];
-      if (!narrow) bits[1] = from[1];
+      bits[0] = wide_load(from);
+      if (!narrow) bits[1] = wide_load(from + 1);
     } else if (narrow) {
       load_as<uint16_t>(base, at, count);
     } else {
@@ -48,8 +66,8 @@ struct Streamed {
     const bool narrow = size_of(dtype) == 2;
     if (whole) {
       auto* to = reinterpret_cast<uint4*>(static_cast<char*>(base) + at * size_of(dtype));
-      to[0] = bits[0];
-      if (!narrow) to[1] = bits[1];
+      wide_store(to, bits[0]);
+      if (!narrow) wide_store(to + 1, bits[1]);
     } else if (narrow) {
       store_as<uint16_t>(base, at, count);
     } else {

@@ -63,9 +63,10 @@ def clipped(name: str, kwargs: dict[str, Any], max_norm: float) -> Any:
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_clipping(name: str, dtype: torch.dtype, max_norm: float) -> None:
-    """By the norm of all gradients together, over several chunks."""
+    """By the norm of all gradients together, over more chunks than are summed at once on three SMs."""
     kwargs = options(name)[-1]
-    params = [torch.nn.Parameter(p.detach().to(DEVICE)) for p in make_params([(33,), (2050,), (5, 7)], dtype)]
+    shapes = [(33,), (2050,), (5, 7), *([(3,)] * 13)]
+    params = [torch.nn.Parameter(p.detach().to(DEVICE)) for p in make_params(shapes, dtype)]
     ours = getattr(optim, name)(params, **kwargs, max_norm=max_norm)
     for step in range(2):
         set_grads(params, seed=step)
