@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "bind/activation.h"
+#include "bind/batch_norm.h"
 #include "op/cpu_kernels.h"
 
 namespace fastnorm {
@@ -12,24 +13,6 @@ namespace {
 constexpr int64_t kNearBytes = 640 << 10;  // of a 1 MB L2: what planes_fwd reads twice should stay there
 constexpr int64_t kRunBytes = 24 << 10;    // where a plane is a page or more, runs of this much feed the prefetcher: the
 constexpr int64_t kPageBytes = 4 << 10;    // next sweep then reads L3, and it is still 20 % faster (bf16)
-
-struct Geometry {
-  MemoryFormat format;
-  BatchNormShape shape;
-  bool rows;
-};
-
-Geometry geometry_of(const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() >= 2, "x must be [N, C, *], it has ", x.dim(), " dims");
-  Geometry g;
-  g.format = memory_format_of(x);
-  const int64_t N = x.size(0), C = x.size(1), count = x.numel();
-  const int64_t S = N * C > 0 ? count / (N * C) : 0;
-  if (C == 1) g.shape = {1, 1, count}, g.rows = false;
-  else if (g.format != MemoryFormat::Contiguous || S == 1) g.shape = {N * S, C, 1}, g.rows = true;
-  else g.shape = {N, C, S}, g.rows = false;
-  return g;
-}
 
 // Channels to take together so that they stay near between two sweeps, and every thread still gets some.
 int64_t channels_together(const BatchNormShape& shape, int64_t element, int64_t streams) {
@@ -124,8 +107,6 @@ void backward(const BatchNormBwd& args, bool rows) {
   }
 }
 
-ScalarType stat_dtype(Dtype dtype) { return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
-
 Tensor zeros(int64_t channels, ScalarType dtype) {
   const Tensor t = empty({channels}, dtype);
   if (channels > 0) std::memset(t.data_ptr(), 0, static_cast<size_t>(channels) * t.element_size());
@@ -142,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_fwd(
     Tensor x, OptionalTensor weight, OptionalTensor bias, OptionalTensor residual, OptionalTensor running_mean,
     OptionalTensor running_var, OptionalTensor factor, bool training, double momentum, double eps, bool unbiased,
     bool /*detach_stats: of the backward only*/, bool act, OptionalNumber leak, OptionalNumber sub, OptionalNumber maxv, OptionalNumber max_leak) {
-  const Geometry g = geometry_of(x);
+  const BatchNormGeometry g = batch_norm_geometry(x);
   const Dtype dtype = dtype_of(x, "x");
   const int64_t C = x.size(1);
   BatchNormFwd args{};
@@ -173,17 +154,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_bwd(
     Tensor dy, Tensor x, OptionalTensor weight, OptionalTensor bias, OptionalTensor residual, Tensor mean, Tensor rstd,
     bool batch_stats, bool unbiased, bool need_dx, bool act, OptionalNumber leak, OptionalNumber sub,
     OptionalNumber maxv, OptionalNumber max_leak) {
-  const Geometry g = geometry_of(x);
+  const BatchNormGeometry g = batch_norm_geometry(x);
   const Dtype dtype = dtype_of(x, "x");
   const int64_t C = x.size(1);
   const bool through = act && residual.has_value();
   BatchNormBwd args{};
   args.weight = channel_vector(weight, "weight", C), args.bias = channel_vector(bias, "bias", C);
-  for (const Tensor* stat : {&mean, &rstd}) {
-    channel_vector(*stat, "mean and rstd", C);
-    STD_TORCH_CHECK(stat->scalar_type() == stat_dtype(dtype) && stat->is_contiguous(),
-                    "mean and rstd must be as batch_norm_fwd returned them");
-  }
+  check_saved_statistics(mean, x, dtype), check_saved_statistics(rstd, x, dtype);
   Tensor in = dense(x, g.format), grad = dense_like(dy, x, "dy", g.format);
   Tensor added = through ? dense_like(*residual, x, "residual", g.format) : in;
   const auto nothing = [&] { return empty({0}, x.scalar_type()); };

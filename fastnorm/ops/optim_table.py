@@ -86,7 +86,7 @@ class NativeLauncher:
 
     clips = True
 
-    def __init__(self, namespace: str = "fastnorm_native") -> None:
+    def __init__(self, namespace: str) -> None:
         self.ops = getattr(torch.ops, namespace)
 
     def numbers_dtype(self, param: torch.dtype) -> torch.dtype:

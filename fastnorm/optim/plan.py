@@ -30,11 +30,12 @@ def backend_of(entry: Entry) -> str:
 
 def launches(backend: str, param: Tensor) -> bool:
     """Whether kernels are launched on a device, and not called on the CPU."""
-    return backend == "triton" or (backend == "native" and not param.is_cpu)
+    return backend != "eager" and not (backend == "native" and param.is_cpu)
 
 
 def launcher_of(backend: str) -> OptimLauncher:
-    return NativeLauncher() if backend == "native" else TritonLauncher(triton._import_kernels)
+    """Of a backend that launches kernels."""
+    return TritonLauncher(triton._import_kernels) if backend == "triton" else NativeLauncher(f"fastnorm_{backend}")
 
 
 def real(t: Tensor) -> Tensor:

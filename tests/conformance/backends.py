@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastnorm.ops import native
 from fastnorm.testing import conform
 from fastnorm.testing.cases import Case, tiny
 
@@ -21,11 +22,16 @@ class Backend:
     namespace: str  # the library's name for it
     device: str
     slow: bool = False  # interpreted: tiny cases only
+    columns: tuple[str, ...] = ()  # the ops that it has; () is all
 
     def conform(self, case: Case) -> dict[str, Tensor]:
         return conform(case, self.namespace, self.device)
 
     def takes(self, case: Case) -> bool:
+        if self.columns and case.column not in self.columns:
+            return False
+        if self.name == "cuda-emulated":
+            return tiny(case)
         if not self.slow:
             return True
         # Triton 3.6's interpreter loses the low bits of a bf16 denormal that it converts to fp32.
@@ -42,18 +48,24 @@ ALL = {
         Backend("cpu", "native", "cpu"),
         Backend("triton-interp", "triton", "cpu", slow=True),
         Backend("triton", "triton", "cuda"),
-        Backend("cuda", "native", "cuda"),
+        Backend("cuda", "native", "cuda", columns=native.CUDA_COLUMNS),
         Backend("eager-cuda", "eager", "cuda"),
+        # Tests in tests/emulation run it, in a process of its own.
+        Backend("cuda-emulated", "emulated", "cpu", slow=True, columns=native.CUDA_COLUMNS),
     )
 }
 HAS_TRITON = platform.system() == "Linux" and platform.machine() == "x86_64"  # where the test command installs it
 DEFAULT = ("eager", "cpu", "triton-interp") if HAS_TRITON else ("eager", "cpu")
 _requested = os.environ.get("FASTNORM_TEST_BACKENDS", "")
 REQUIRED = [ALL[name] for name in (_requested.split(",") if _requested else DEFAULT)]
+if ALL["cuda-emulated"] in REQUIRED:
+    from tests.emulation.backend import install
+
+    install()
 DEVICE = "cuda" if any(b.device == "cuda" for b in REQUIRED) else "cpu"
 FAST = [b for b in REQUIRED if not b.slow]
-# Those whose kernels are launched, on a GPU or by Triton's interpreter.
-LAUNCHED = [b for b in REQUIRED if b.namespace == "triton" or b.name == "cuda"]
+# Those whose kernels are launched: on a GPU, by Triton's interpreter or in the emulation.
+LAUNCHED = [b for b in REQUIRED if b.namespace in ("triton", "emulated") or b.name == "cuda"]
 on_launched = pytest.mark.skipif(not LAUNCHED, reason="no backend that launches kernels is to be tested")
 
 

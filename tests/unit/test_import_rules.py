@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "checks": set(),
     "eager": {"eager"},
     "kernels": {"kernels"},
-    "ops": {"ops", "eager", "kernels", "_C"},
+    "ops": {"ops", "eager", "kernels", "_C", "_C_cuda"},
     "autograd": {"autograd", "ops", "eager"},
     "functional": {"functional", "autograd", "ops", "activation", "checks"},
     "nn": {"nn", "functional", "activation"},
@@ -66,7 +66,7 @@ def imported_names(source: str, package: str) -> Iterator[str]:
 def layer_of(name: str) -> str:
     """`fastnorm.ops.backend` -> `ops`; `fastnorm` and the names that only its __init__ defines -> ``."""
     first = name.split(".")[1] if "." in name else ""
-    return first if first in ALLOWED or first in ENTRY or first in {"_C", "_build"} else ""
+    return first if first in ALLOWED or first in ENTRY or first in {"_C", "_C_cuda", "_build"} else ""
 
 
 def python_violations(source: str, module: str, package: str) -> list[str]:

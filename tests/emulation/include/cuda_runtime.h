@@ -11,6 +11,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define EMULATION_HERE emulation::Where{__FILE__, __LINE__}
 #define __syncthreads() emulation::sync_block(EMULATION_HERE)
 #define __syncwarp() (void)emulation::exchange(EMULATION_HERE, 0xffffffffu, 0)
