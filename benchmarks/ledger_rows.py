@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.peers import NATIVE
 from benchmarks.ratios import Ratios, all_ratios
 
 if TYPE_CHECKING:
@@ -39,18 +40,28 @@ def proven_rows(out: Path, entries: Sequence[Entry], here: str) -> list[str]:
     if lacking:
         raise NotProven(f"these steps have not passed for all ops: {', '.join(lacking)}")
     measured = out / "compare.json"
-    ratios = all_ratios(json.loads(measured.read_text())["rows"]) if measured.exists() else []
+    rows = json.loads(measured.read_text())["rows"] if measured.exists() else []
+    ratios = {"triton": all_ratios(rows), "native": all_ratios(rows, NATIVE)}
     return list(filled(entries, run, ratios, absent, states))
 
 
 def filled(
-    entries: Sequence[Entry], run: dict[str, Any], ratios: list[Ratios], absent: list[str], states: dict[str, str]
+    entries: Sequence[Entry],
+    run: dict[str, Any],
+    ratios: dict[str, list[Ratios]],
+    absent: list[str],
+    states: dict[str, str],
 ) -> Iterator[str]:
+    """native is among the tests' backends, as `cuda`, only where it was built."""
+    tested = next((step["detail"] for step in run["steps"] if step["step"] == "conformance"), "").partition(":")[0]
+    proven = {"triton", "eager", *(["native"] if "cuda" in tested.split(",") else [])}
     for entry in entries:
         own_step = "demo" if entry.op == "demo" else "eager" if entry.backend == "eager" else "conformance"
-        if entry.backend not in ("triton", "eager") or states.get(own_step) != "PASS":
+        if entry.backend not in proven or states.get(own_step) != "PASS":
             continue
-        numbers = numbers_of(entry.op, ratios) + (f"; without {', '.join(absent)}" if absent else "")
+        numbers = numbers_of(entry.op, ratios.get(entry.backend, [])) + (
+            f"; without {', '.join(absent)}" if absent else ""
+        )
         proof = f"`{run['commit']['hash'][:12]}`"
         row = dataclasses.replace(entry, proof=proof, gpu=run["source"]["gpu"], numbers=numbers)
         yield "| " + " | ".join(dataclasses.astuple(row)) + " |"

@@ -60,7 +60,7 @@ class Oracle:
             for index, block in enumerate(blocks):
                 label = f"{name}, {'channels' if self.dim else 'samples'} from {index * self.distinct}"
                 try:
-                    if candidate == "fastnorm":
+                    if candidate.startswith("fastnorm"):
                         check(block, want, label)
                         continue
                     error = float((block.double() - want.exact).norm() / want.exact.norm())

@@ -170,8 +170,11 @@ def fastnorm_norm(case: Case) -> Callable[..., Tensor]:
     return functions[spec.kind]
 
 
-def fastnorm_function(case: Case) -> Function:
-    """fastnorm's public function, its backend chosen automatically."""
+NATIVE = "fastnorm native"  # on a GPU, where another backend is the automatic choice
+
+
+def fastnorm_function(case: Case, backend: str | None = None) -> Function:
+    """fastnorm's public function, its backend chosen automatically unless one is given."""
     import fastnorm
 
     if case.spec.kind == "none":
@@ -187,9 +190,18 @@ def fastnorm_function(case: Case) -> Function:
         running_mean: Tensor | None,
         running_var: Tensor | None,
     ) -> Tensor:
-        return norm(x, weight, bias, running_mean, running_var, act=act, residual=residual)
+        return norm(x, weight, bias, running_mean, running_var, act=act, residual=residual, backend=backend)
 
     return forward
+
+
+def native_on_a_gpu(case: Case) -> dict[str, Peer]:
+    """The CUDA C++ kernels, where they are built and not chosen anyway: a function, as modules choose for themselves."""
+    from fastnorm.ops.backend import available_backends
+
+    backends = available_backends("cuda", case.spec.column) if case.device == "cuda" and not case.spec.module else []
+    other = "native" in backends[1:]
+    return {NATIVE: Peer(functools.partial(fastnorm_function, backend="native"), fastnorm_module)} if other else {}
 
 
 def fastnorm_module(case: Case) -> nn.Module:
@@ -238,7 +250,7 @@ def peers_of(case: Case, *, compile: bool) -> dict[str, Peer]:
     """The candidates of a case: in-place GeneralRelu only where it makes a difference, in a forward."""
     inplace = case.spec.act and case.direction != "bwd"
     skipped = {name for name, wanted in (("compile", compile), ("eager_inplace", inplace)) if not wanted}
-    return {name: peer for name, peer in PEERS.items() if name not in skipped} | other_libraries(case)
+    return {name: peer for name, peer in PEERS.items() if name not in skipped} | native_on_a_gpu(case) | other_libraries(case)
 
 
 def prepare(case: Case, peer: Peer) -> Callable[[Problem], Prepared]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Row
+from benchmarks.peers import NATIVE
 from benchmarks.plot import plot
 from benchmarks.ratios import all_ratios, by_case, floor_of, median, over, ratios_of
 from benchmarks.targets import CPU_TARGETS, CUDA_TARGETS, Verdict, judge, spread
@@ -56,7 +57,7 @@ def summary_lines(results: Results) -> list[str]:
             "",
         ]
         lines += target_table(judge(all_ratios(here), targets))
-        lines += ["", *inplace_note(here)]
+        lines += ["", *inplace_note(here), *native_note(here)]
     return lines
 
 
@@ -96,6 +97,13 @@ def inplace_note(rows: Sequence[Row]) -> list[str]:
         if ratio is not None:
             faster.append(ratio)
     return [f"against eager with GeneralRelu in place: {spread(faster)} in {len(faster)} cases", ""] if faster else []
+
+
+def native_note(rows: Sequence[Row]) -> list[str]:
+    """On a GPU, the CUDA C++ kernels against the backend that is chosen automatically."""
+    found = [over(median(c.get("fastnorm")), median(c.get(NATIVE))) for c in by_case(rows).values()]
+    ratios = [ratio for ratio in found if ratio is not None]
+    return [f"CUDA C++ against the automatic choice: {spread(ratios)} in {len(ratios)} cases", ""] if ratios else []
 
 
 def case_table(results: Results) -> list[str]:

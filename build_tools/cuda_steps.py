@@ -28,13 +28,11 @@ def plan_cuda(build: Build, tools: Toolchain, nvcc: Nvcc, root: Path) -> None:
     objects.append(compile_step(build, tools, "csrc/bind/tensor.cpp", "bind_cuda", flags))
     objects += [compile_kernels(build, tools, nvcc, source) for source in kernel_sources(root)]
     stub = _stub_library(build, tools)
-    toolkit = Path(nvcc.command).resolve().parents[1]
     libraries = (
         *(f"-L{tools.torch_dir / 'lib'}", f"-L{build.folder / 'stub'}", "-ltorch", "-ltorch_cpu", "-lc10"),
         # The symbols are found in it only where torch has CUDA, but it has to be loaded there.
         *("-Wl,--no-as-needed", "-ltorch_cuda"),
-        *(f"-L{toolkit / 'lib64'}", f"-L{toolkit / 'targets/x86_64-linux/lib'}", "-lcudart_static"),
-        *("-ldl", "-lpthread", "-lrt"),
+        *(*nvcc.libraries, "-lcudart_static", "-ldl", "-lpthread", "-lrt"),
     )
     link_step(build, tools, MODULE, "_C_cuda.abi3.so", objects, libraries, also=(stub,))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from build_tools.errors import CannotBuild
 
@@ -23,6 +24,7 @@ class Nvcc:
     command: str
     version: str
     targets: tuple[str, ...]
+    libraries: tuple[str, ...] = ()  # linker flags: where the toolkit's libraries are
 
     @property
     def gencode(self) -> tuple[str, ...]:
@@ -44,7 +46,11 @@ def find_nvcc(env: Mapping[str, str]) -> Nvcc:
     known = subprocess.run([found, "--list-gpu-arch"], capture_output=True, text=True).stdout
     numbers = {int(number) for number in re.findall(r"compute_(\d+)\b", known)}
     targets = read_targets(env.get("TORCH_CUDA_ARCH_LIST") or None, numbers)
-    return Nvcc(str(Path(found)), f"{version[1]}.{version[2]}", targets)
+    # nvcc may be a script that calls the real one: only that one knows where its libraries are.
+    steps = subprocess.run([found, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
+    line = re.search(r"^#\$ LIBRARIES=(.*)$", steps, re.MULTILINE)
+    libraries = tuple(shlex.split(line[1])) if line else ()
+    return Nvcc(found, f"{version[1]}.{version[2]}", targets, libraries)
 
 
 def read_targets(text: str | None, known: set[int]) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from build_tools.errors import CannotBuild
 from build_tools.steps import Build, Step
 
 
-def run_build(build: Build, *, root: Path, ninja: str | None, jobs: int | None) -> None:
-    """Brings every product up to date. Raises CannotBuild when a command fails."""
+def run_build(build: Build, *, root: Path, ninja: str | None, jobs: int | None, only: tuple[str, ...] = ()) -> None:
+    """Brings every product, or with ninja `only` those named, up to date. Raises CannotBuild when a command fails."""
     start = time.monotonic()
     for path, text in build.generated.items():
         _write_if_changed(root / path, text)
@@ -22,8 +22,8 @@ def run_build(build: Build, *, root: Path, ninja: str | None, jobs: int | None) 
         print("fastnorm: no ninja here, so every file is compiled anew, one at a time.", flush=True)
         _run_in_turn(build.steps, root)
     else:
-        _run_ninja(build, root, ninja, jobs)
-    print(f"fastnorm: {', '.join(build.products)} built in {time.monotonic() - start:.1f} s", flush=True)
+        _run_ninja(build, root, ninja, jobs, [build.products[name] for name in only])
+    print(f"fastnorm: {', '.join(only or build.products)} built in {time.monotonic() - start:.1f} s", flush=True)
 
 
 def ninja_text(build: Build) -> str:
@@ -43,10 +43,10 @@ def ninja_text(build: Build) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run_ninja(build: Build, root: Path, ninja: str, jobs: int | None) -> None:
+def _run_ninja(build: Build, root: Path, ninja: str, jobs: int | None, targets: list[str]) -> None:
     file = build.folder / "build.ninja"
     _write_if_changed(root / file, ninja_text(build))
-    command = [ninja, "-f", file.as_posix(), *([f"-j{jobs}"] if jobs else [])]
+    command = [ninja, "-f", file.as_posix(), *([f"-j{jobs}"] if jobs else []), *targets]
     _check(subprocess.run(command, cwd=root).returncode)
 
 

@@ -42,7 +42,7 @@ def gpu_backends() -> list[str]:
     """The suite's backends that a GPU must show: Triton, and native where it has kernels for CUDA tensors."""
     import fastnorm.ops  # noqa: F401  defines the ops
 
-    built = torch._C._dispatch_has_kernel_for_dispatch_key("fastnorm_native::general_relu_fwd", "CUDA")
+    built = torch._C._dispatch_has_kernel_for_dispatch_key("fastnorm_native::batch_norm_fwd", "CUDA")
     return ["triton", *(["cuda"] if built else [])]
 
 

@@ -22,20 +22,32 @@ int power_of_two_up_to(int64_t limit, int start) {
   return p;
 }
 
-// The widest load that divides a run of elements and their addresses: 16 bytes, 8 bytes, or one element.
-int lanes_for(int64_t run, Dtype dtype, int64_t alignment) {
+// The widest load that divides a run of elements and their addresses: one of the kernels' variants.
+int lanes_for(int64_t run, bool rows, Dtype dtype, int64_t alignment) {
   const int64_t size = size_of(dtype);
   for (const int64_t bytes : {int64_t{16}, int64_t{8}}) {
-    if (bytes > size && run % (bytes / size) == 0 && alignment % bytes == 0) return static_cast<int>(bytes / size);
+    const bool exists = bytes == 16 || (!rows && size == 2);
+    if (exists && run % (bytes / size) == 0 && alignment % bytes == 0) return static_cast<int>(bytes / size);
   }
   return 1;
 }
 
+// Blocks of a team so that no SM is idle for long, whatever the number of groups: teams of t take groups' 1 / t share of
+// time in ceil(groups / teams) rounds. Waiting for others costs too, so a larger team has to gain a tenth. No block
+// should have hardly anything to do.
+int64_t team_that_fills(const CudaDevice& d, const BatchNormPlan& p) {
+  int64_t best = 1, best_rounds = ceil_div(p.groups, d.sms);
+  const int64_t enough = least(d.sms, most(1, p.vectors / kLeastVectors));
+  for (int64_t team = 2; team <= enough; ++team) {
+    const int64_t rounds = ceil_div(p.groups, d.sms / team);
+    if (10 * rounds * best < 9 * best_rounds * team) best = team, best_rounds = rounds;
+  }
+  return best;
+}
+
 // Blocks that share a channel in plane order.
 int64_t team_for_planes(const CudaDevice& d, const BatchNormPlan& p, int64_t group_bytes, int64_t held_bytes) {
-  // No SM idle where there are few channels, but no block with hardly anything to do.
-  const int64_t enough = most(1, p.vectors / kLeastVectors);
-  const int64_t team = least(most(1, d.sms / p.groups), enough);
+  const int64_t enough = most(1, p.vectors / kLeastVectors), team = team_that_fills(d, p);
   // Read once: as many blocks as it takes to keep the channel in shared memory.
   const int64_t holding = ceil_div(group_bytes, held_bytes);
   if (holding <= team) return team;
@@ -54,7 +66,7 @@ BatchNormPlan batch_norm_plan(const CudaDevice& d, const BatchNormShape& shape, 
                               int64_t alignment) {
   BatchNormPlan p;
   p.rows = rows;
-  p.lanes = lanes_for(rows ? shape.C : shape.S, dtype, alignment);
+  p.lanes = lanes_for(rows ? shape.C : shape.S, rows, dtype, alignment);
   const int64_t vector_bytes = size_of(dtype) * p.lanes;
   if (rows) {
     const int64_t wanted = least(ceil_div(shape.C, p.lanes), least(kLineBytes / vector_bytes, kWarp));
@@ -66,7 +78,7 @@ BatchNormPlan batch_norm_plan(const CudaDevice& d, const BatchNormShape& shape, 
     p.vectors = shape.per_channel() / p.lanes;
   }
   int64_t team = 1;
-  if (rows) team = least(most(1, d.sms / p.groups), most(1, p.vectors / kLeastVectors));
+  if (rows) team = team_that_fills(d, p);
   else team = team_for_planes(d, p, p.vectors * vector_bytes * tensors,
                               d.shared_bytes - batch_norm_fixed_bytes(p, kMostThreads));
   p.team = static_cast<int>(team);

@@ -162,21 +162,28 @@ struct Variant {
   static constexpr bool kRows = kRows_;
 };
 
-// Calls f with the variant of a kernel that a plan asks for: loads of 16 bytes, 8 bytes or one element.
-template <class T, class F>
+// Calls f with the variant of a kernel that a plan asks for: loads of 16 bytes, of one element, and for planes of 16-bit
+// elements also of 8 bytes (14 x 14 pixels).
+template <class T, bool kRows, class F>
 void with_lanes(const BatchNormPlan& p, F& f) {
-  constexpr int kHalf = kWidest<T> / 2;
-  if (p.lanes == kWidest<T>) return p.rows ? f(Variant<T, kWidest<T>, true>{}) : f(Variant<T, kWidest<T>, false>{});
-  if (kHalf > 1 && p.lanes == kHalf) return p.rows ? f(Variant<T, kHalf, true>{}) : f(Variant<T, kHalf, false>{});
-  return p.rows ? f(Variant<T, 1, true>{}) : f(Variant<T, 1, false>{});
+  if (p.lanes == kWidest<T>) return f(Variant<T, kWidest<T>, kRows>{});
+  if constexpr (!kRows && sizeof(T) == 2) {
+    if (p.lanes == kWidest<T> / 2) return f(Variant<T, kWidest<T> / 2, kRows>{});
+  }
+  return f(Variant<T, 1, kRows>{});
+}
+template <class T, class F>
+void with_order(const BatchNormPlan& p, F& f) {
+  if (p.rows) with_lanes<T, true>(p, f);
+  else with_lanes<T, false>(p, f);
 }
 template <class F>
 void with_variant(const BatchNormPlan& p, Dtype dtype, F f) {
   switch (dtype) {
-    case Dtype::f64: return with_lanes<double>(p, f);
-    case Dtype::f32: return with_lanes<float>(p, f);
-    case Dtype::bf16: return with_lanes<bfloat16>(p, f);
-    case Dtype::f16: return with_lanes<float16>(p, f);
+    case Dtype::f64: return with_order<double>(p, f);
+    case Dtype::f32: return with_order<float>(p, f);
+    case Dtype::bf16: return with_order<bfloat16>(p, f);
+    case Dtype::f16: return with_order<float16>(p, f);
   }
 }
 

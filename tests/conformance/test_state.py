@@ -14,6 +14,7 @@ from fastnorm.testing.rounding import unit_of
 from .backends import DEVICE, Backend, each_backend, random
 
 UNIT = unit_of(torch.float32)
+pytestmark = pytest.mark.column("batch_norm")
 
 
 def agree(ours: torch.Tensor, exact: torch.Tensor, peer: torch.Tensor, label: str) -> None:
@@ -116,6 +117,7 @@ def test_empty_batch(shape: tuple[int, ...], training: bool, backend: Backend) -
     assert int(bn.num_batches_tracked) == int(training)
 
 
+@pytest.mark.column("general_relu")
 @each_backend()
 def test_general_relu_of_nothing(backend: Backend) -> None:
     x = torch.empty(0, 3, device=DEVICE, requires_grad=True)

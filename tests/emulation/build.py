@@ -49,12 +49,12 @@ def build_library() -> Path:
     return ROOT / build.products["emulated._C_cuda"]
 
 
-def build_program(source: str) -> Path:
-    """A program of its own, from one file of kernels with a main function."""
+def build_program(source: str, *others: str) -> Path:
+    """A program of its own, from a file with a main function and others of kernels."""
     tools = sanitized_toolchain()
     name = Path(source).stem
     build = Build(Path("build/emulated") / name, [], {}, {})
-    objects = kernel_objects(build, tools, [source])
+    objects = kernel_objects(build, tools, [source, *others])
     output = (build.folder / name).as_posix()
     command = (*tools.cxx, "-fsanitize=address,undefined", "-o", output, *objects)
     build.steps.append(Step(f"link {name}", command, tuple(objects), output, False))

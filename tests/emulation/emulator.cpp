@@ -160,9 +160,12 @@ void run_together(unsigned begin, unsigned end) {
     ready.push_back(&threads[i]);
   }
   size_t left = threads.size();
+  const char* const order = std::getenv("FASTNORM_EMULATED_ORDER");
+  const bool last_first = order != nullptr && std::strcmp(order, "last") == 0;
   while (!ready.empty()) {
-    running = ready.front();
-    ready.pop_front();
+    running = last_first ? ready.back() : ready.front();
+    if (last_first) ready.pop_back();
+    else ready.pop_front();
     switch_to(scheduler, *static_cast<Context*>(running->context));
     if (running->done) {
       idle.emplace_back(static_cast<Context*>(running->context));

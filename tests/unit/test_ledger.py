@@ -165,8 +165,11 @@ def test_files_behind_an_op() -> None:
     assert "batch_norm_fwd.py" not in names and "__init__.py" not in names
 
 
-def run_of(out: Path, **changes: object) -> Path:
-    steps = [{"step": step, "status": "PASS", "columns": []} for step in (*ledger_rows.NEEDED, "demo", "eager")]
+def run_of(out: Path, backends: str = "triton", **changes: object) -> Path:
+    steps = [
+        {"step": step, "status": "PASS", "columns": [], "detail": f"{backends}: 7 tests passed"}
+        for step in (*ledger_rows.NEEDED, "demo", "eager")
+    ]
     run = {
         "commit": {"hash": "a" * 40, "dirty": False},
         "source": {"sources": "code", "dry_run": False, "gpu": "NVIDIA H200"},
@@ -190,7 +193,7 @@ def test_the_reference_is_proven_by_its_own_step(tmp_path: Path) -> None:
     assert [row.split("|")[1].strip() for row in ledger_rows.proven_rows(run_of(tmp_path), entries, "code")] == [
         "all ops"
     ]
-    steps = [{"step": step, "status": "PASS", "columns": []} for step in ledger_rows.NEEDED]
+    steps = [{"step": step, "status": "PASS", "columns": [], "detail": "triton: 7"} for step in ledger_rows.NEEDED]
     assert ledger_rows.proven_rows(run_of(tmp_path, steps=steps), entries, "code") == []
 
 
@@ -203,6 +206,12 @@ def test_the_optimizers_numbers_are_those_of_all_their_cases() -> None:
     ]  # fmt: skip
     told = ledger_rows.numbers_of("optim", all_ratios(rows))
     assert told == "0.90 of a copy's bandwidth, 3.00 x eager (median of 2 cases)"
+
+
+def test_rows_of_cuda_kernels_are_printed_where_they_were_tested(tmp_path: Path) -> None:
+    entries = [Entry("norm_fwd", "", backend, "unproven", "-", "-") for backend in ("triton", "native")]
+    for backends, rows in (("triton", 1), ("triton,cuda", 2)):
+        assert len(ledger_rows.proven_rows(run_of(tmp_path, backends), entries, "code")) == rows
 
 
 @pytest.mark.parametrize(
