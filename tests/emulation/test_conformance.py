@@ -27,6 +27,7 @@ COOPERATIVE = "16,12288,16384,8"
 LITTLE_MEMORY = "7,8192,4096,9"
 TABLES = "tests/conformance/test_tables.py"
 STATE = "tests/conformance/test_state.py"
+OPTIMIZERS = ("tests/conformance/test_optim_tables.py", "tests/conformance/test_optim_device.py")
 GEOMETRY = ("-k", "batch_norm and (layouts or dtypes)")  # what the plan depends on
 BATCH_NORM = ("-k", "batch_norm")
 
@@ -36,8 +37,11 @@ RUNS = {
     "other order": ({"FASTNORM_EMULATED_GPU": COOPERATIVE, "FASTNORM_EMULATED_ORDER": "last"}, (TABLES, *GEOMETRY)),
     "little memory": ({"FASTNORM_EMULATED_GPU": LITTLE_MEMORY}, (TABLES, *GEOMETRY)),
     "modules": ({"FASTNORM_EMULATED_GPU": CLUSTERS}, (STATE, "-k", "not relu")),
+    "optimizers": ({"FASTNORM_EMULATED_GPU": LITTLE_MEMORY}, OPTIMIZERS),
 }
-LEAST_PASSED = {"clusters": 400, "cooperative": 100, "other order": 100, "little memory": 100, "modules": 20}
+LEAST_PASSED = {
+    "clusters": 400, "cooperative": 100, "other order": 100, "little memory": 100, "modules": 20, "optimizers": 90
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
