@@ -196,7 +196,7 @@ def fastnorm_function(case: Case, backend: str | None = None) -> Function:
 
 
 def native_on_a_gpu(case: Case) -> dict[str, Peer]:
-    """The CUDA C++ kernels, where they are built and not chosen anyway: a function, as modules choose for themselves."""
+    """The CUDA C++ kernels, where they are built and not chosen anyway; not as a module, which chooses for itself."""
     from fastnorm.ops.backend import available_backends
 
     backends = available_backends("cuda", case.spec.column) if case.device == "cuda" and not case.spec.module else []
@@ -250,7 +250,8 @@ def peers_of(case: Case, *, compile: bool) -> dict[str, Peer]:
     """The candidates of a case: in-place GeneralRelu only where it makes a difference, in a forward."""
     inplace = case.spec.act and case.direction != "bwd"
     skipped = {name for name, wanted in (("compile", compile), ("eager_inplace", inplace)) if not wanted}
-    return {name: peer for name, peer in PEERS.items() if name not in skipped} | native_on_a_gpu(case) | other_libraries(case)
+    ours = {name: peer for name, peer in PEERS.items() if name not in skipped} | native_on_a_gpu(case)
+    return ours | other_libraries(case)
 
 
 def prepare(case: Case, peer: Peer) -> Callable[[Problem], Prepared]:

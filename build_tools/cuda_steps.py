@@ -10,11 +10,8 @@ from build_tools.toolchain import Toolchain
 
 MODULE = "fastnorm._C_cuda"
 NVCC_FLAGS = (
-    "-std=c++17",
-    "-O3",
-    "-Werror=cross-execution-space-call",
-    "-Xcompiler=-fPIC,-fvisibility=hidden,-g0",
-    "-Icsrc",
+    *("-std=c++17", "-O3", "-Icsrc"),
+    *("-Werror=cross-execution-space-call", "-Xcompiler=-fPIC,-fvisibility=hidden,-g0"),
 )
 # Bindings know CUDA by the stable ABI's functions alone; one of them stands behind this macro.
 BIND_FLAGS = ("-DUSE_CUDA",)

@@ -151,7 +151,7 @@ struct BwdKernel {
 };
 
 template <class V>
-__global__ void __launch_bounds__(512) batch_norm_bwd_kernel(const __grid_constant__ BatchNormBwdCuda args) {
+__global__ void __launch_bounds__(512, 1) batch_norm_bwd_kernel(const __grid_constant__ BatchNormBwdCuda args) {
   using Kernel = BwdKernel<V>;
   SharedMemory memory;
   TeamSums team(memory, args.plan, args.exchange);

@@ -147,7 +147,7 @@ struct FwdKernel {
 };
 
 template <class V>
-__global__ void __launch_bounds__(512) batch_norm_fwd_kernel(const __grid_constant__ BatchNormFwdCuda args) {
+__global__ void __launch_bounds__(512, 1) batch_norm_fwd_kernel(const __grid_constant__ BatchNormFwdCuda args) {
   using Kernel = FwdKernel<V>;
   SharedMemory memory;
   TeamSums team(memory, args.plan, args.exchange);

@@ -31,6 +31,17 @@ def kernel_objects(build: Build, tools: Toolchain, sources: list[str]) -> list[s
     return [*objects, compile_step(build, tools, f"{HERE}/emulator.cpp", "cuda", (f"-I{HERE}",))]
 
 
+def run_alone(build: Build) -> None:
+    """Several test processes may want the same files at the same time: the first one makes them."""
+    import fcntl
+
+    folder = ROOT / build.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run_build(build, root=ROOT, ninja=find_ninja(), jobs=None)
+
+
 def build_library() -> Path:
     """The library that registers the emulated ops, up to date."""
     tools = sanitized_toolchain()
@@ -45,7 +56,7 @@ def build_library() -> Path:
     lib = str(tools.torch_dir / "lib")
     libraries = (f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10")
     link_step(build, tools, "emulated._C_cuda", "_C_cuda.so", objects, libraries)
-    run_build(build, root=ROOT, ninja=find_ninja(), jobs=None)
+    run_alone(build)
     return ROOT / build.products["emulated._C_cuda"]
 
 
@@ -58,7 +69,7 @@ def build_program(source: str, *others: str) -> Path:
     output = (build.folder / name).as_posix()
     command = (*tools.cxx, "-fsanitize=address,undefined", "-o", output, *objects)
     build.steps.append(Step(f"link {name}", command, tuple(objects), output, False))
-    run_build(build, root=ROOT, ninja=find_ninja(), jobs=None)
+    run_alone(build)
     return ROOT / output
 
 

@@ -168,6 +168,7 @@ void run_together(unsigned begin, unsigned end) {
     else ready.pop_front();
     switch_to(scheduler, *static_cast<Context*>(running->context));
     if (running->done) {
+      ++running->block->ended;
       idle.emplace_back(static_cast<Context*>(running->context));
       --left;
     }
@@ -244,6 +245,7 @@ const uint64_t* exchange(Where where, unsigned mask, uint64_t value) {
 void check_read(Block& owner, int byte, int bytes) {
   const Thread& t = self();
   const bool remote = &owner != t.block;
+  if (owner.ended == launch_shape.threads) fail("reads shared memory of block %u, which has ended", owner.index);
   for (int i = byte; i < byte + bytes; ++i) {
     Cell& c = owner.cells[static_cast<size_t>(i)];
     if (c.writer == nullptr) fail("reads byte %d of shared memory, which nobody wrote", i);

@@ -49,6 +49,7 @@ struct Block {
   Cluster* cluster = nullptr;
   Barrier barrier{"__syncthreads"};
   unsigned epoch = 0;  // barriers of any kind passed so far
+  unsigned ended = 0;  // threads
   std::vector<Warp> warps;
   std::unique_ptr<unsigned char[]> memory;  // between two rows of guard bytes
   std::vector<Cell> cells;                  // one for each byte

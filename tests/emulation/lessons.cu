@@ -81,6 +81,17 @@ __global__ void asks_a_neighbour(Args args) {
   if (kBarrier) cluster_barrier();
 }
 
+// The second block of a cluster looks for its neighbour when that one may be gone.
+__global__ void comes_too_late(Args args) {
+  SharedMemory memory;
+  const auto numbers = memory.array<int>(1);
+  const auto rank = static_cast<int>(blockIdx.x) % 2;
+  if (threadIdx.x == 0) numbers.write(0, rank);
+  cluster_barrier();
+  for (int i = 0; i < args.number * rank; ++i) __syncthreads();
+  args.out[blockIdx.x * kThreads + threadIdx.x] = numbers.of_block(1 - rank).read(0);
+}
+
 __global__ void grid_waits(Args args) {
   args.out[blockIdx.x * kThreads + threadIdx.x] = 1;
   grid_barrier();
@@ -121,6 +132,7 @@ int run(const char* name) {
       {"writes_past_a_tensor", writes_past_a_tensor, one, {out, kBlocks * kThreads}, 0},
       {"cluster", asks_a_neighbour<true>, clusters, args, 1},
       {"no_cluster_barrier", asks_a_neighbour<false>, clusters, args, 0},
+      {"comes_too_late", comes_too_late, clusters, args, 0},
       {"cluster_of_three", asks_a_neighbour<true>, {name, kBlocks, kThreads, ints, 3}, args, 0},
       {"grid", grid_waits, together, args, 2},
       {"grid_not_cooperative", grid_waits, alone, args, 0},

@@ -29,6 +29,7 @@ WRONG = {
     "reads_what_nobody_wrote": "reads byte 0 of shared memory, which nobody wrote",
     "writes_past_a_tensor": "AddressSanitizer: heap-buffer-overflow",
     "no_cluster_barrier": "reads byte 0 of shared memory, which",
+    "comes_too_late": "reads shared memory of block 0, which has ended",
     "cluster_of_three": "the launch of 4 blocks of 64 threads failed",
     "grid_not_cooperative": "a grid barrier in a launch that is not cooperative",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 import subprocess
@@ -56,7 +57,7 @@ class Plan:
     @property
     def part(self) -> int:
         """Vectors of a thread, at most."""
-        return -(-(-(-self.vectors // self.team)) // self.threads)
+        return math.ceil(math.ceil(self.vectors / self.team) / self.threads)
 
 
 @lru_cache

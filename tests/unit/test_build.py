@@ -51,7 +51,8 @@ def test_build_info(build: ModuleType) -> None:
     assert info["torch_version"] == torch.__version__
     assert info["torch_target_version"] == "0x020A000000000000"
     assert info["sanitized"] is False
-    assert info["cuda_archs"] == []
+    assert bool(info["cuda_archs"]) == (PACKAGE / "_C_cuda.abi3.so").exists()
+    assert all(re.fullmatch(r"(sm|compute)_\d+[af]?", target) for target in info["cuda_archs"])
     assert re.search(r"\d+\.\d+", info["compiler"])
     flags = info["flags"].split() + " ".join(info["isas"].values()).split()
     assert {"-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"} <= set(flags)

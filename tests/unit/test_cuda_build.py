@@ -53,8 +53,9 @@ def cuobjdump() -> str:
 
 
 def short_name(symbol: str) -> str:
-    """batch_norm_fwd_kernel of a Variant: "batch_norm_fwd bf16 x 8 rows"; an optimizer's: "optim_step fp32 Adam 0", with
-    the rule's switches; of anything else its own name.
+    """batch_norm_fwd_kernel of a Variant: "batch_norm_fwd bf16 x 8 rows".
+
+    An optimizer's, with the switches of its rule: "optim_step fp32 Adam 0". Of anything else its own name.
     """
     kernel = re.search(r"\d+([a-z_]+)_kernel", symbol)
     name = kernel[1] if kernel else symbol
@@ -143,7 +144,7 @@ for op in ("batch_norm_fwd", "batch_norm_bwd", "optim_update", "optim_squares"):
 
 
 def test_the_extension_loads_and_registers_its_ops(tmp_path: Path) -> None:
-    """With a libtorch_cuda.so that has the one function that is asked of it; where torch has none, it is the stand-in."""
+    """With a libtorch_cuda.so that has the one function that is asked of it."""
     if torch.backends.cuda.is_built():
         pytest.skip("this torch has the real libtorch_cuda.so")
     source, library = tmp_path / "cuda.c", tmp_path / "libtorch_cuda.so"

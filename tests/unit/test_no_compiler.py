@@ -128,10 +128,7 @@ def test_build_auto_without_torch(tree: Path) -> None:
     ("env", "says"),
     [
         ({"FASTNORM_BUILD": "cpu", "CXX": "/nonexistent"}, "no working C++17 compiler"),
-        (
-            {"FASTNORM_BUILD": "cuda", "CUDA_HOME": "/nonexistent"},
-            "nvcc, which compiles the CUDA C++ kernels, is not in",
-        ),
+        ({"FASTNORM_BUILD": "cuda", "CUDA_HOME": "/nonexistent"}, "the CUDA C++ kernels, is not in /nonexistent"),
         ({"FASTNORM_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "Hopper"}, "'Hopper' is not a compute capability"),
         ({"FASTNORM_BUILD": "gpu"}, "FASTNORM_BUILD=gpu is unknown: choose one of auto, cpu, cuda, none"),
         ({"FASTNORM_BUILD": "cpu", "MAX_JOBS": "many"}, "MAX_JOBS=many is not a positive number"),
