@@ -12,18 +12,22 @@ from unittest import mock
 import torch
 
 from benchmarks.cases import Case, all_cases
-from fastnorm.ops import triton
+from benchmarks.optim_cases import OptimCase, optim_cases
+from fastnorm.ops import optim, optim_table, triton
 from fastnorm.testing import triton_aot
-from fastnorm.testing.cases import RowCase
+from fastnorm.testing.cases import DTYPES, RowCase
 
 H200 = 132  # SMs: what the GPU targets are for
+KINDS = {"sgd": optim.SGD, "rmsprop": optim.RMSPROP, "adam": optim.ADAM}
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
     """One launch as data: of which op which kernel, how many programs, of what blocks, over which tensors.
 
-    tensors: elements and bytes of every tensor argument. partials: bytes of those that hold partial results.
+    tensors: elements and bytes of every tensor argument, and "rows" for all that an optimizer's table points at.
+    partials: bytes of those that hold partial results. walk: of a reduction whose programs walk through tiles, into how
+    many shares the tiles of each column are dealt: (columns, shares, tiles of a column).
     """
 
     op: str
@@ -32,6 +36,7 @@ class Planned:
     warps: int
     blocks: dict[str, int]
     tensors: dict[str, tuple[int, int]]
+    walk: tuple[int, int, int] | None = None
 
     @property
     def programs(self) -> int:
@@ -61,18 +66,26 @@ def plan_lines(columns: Collection[str] = ()) -> list[str]:
     reason = triton.missing()
     if reason is not None:
         raise RuntimeError(reason)
-    chosen = [case for case in all_cases("cuda") if not columns or case.spec.column in columns]
+    every: list[Case | OptimCase] = [*all_cases("cuda"), *optim_cases("cuda")]
+    chosen = [case for case in every if not columns or case.spec.column in columns]
     cases = dict.fromkeys(launched(case) for case in chosen)
     lines = []
     for case in cases:
         planned = launches(case)
-        moved = sum(one.bytes for one in planned) / math.prod(case.shape)
+        moved = sum(one.bytes for one in planned) / case.elements
         lines.append(f"{describe(case)}, {moved:.1f} bytes an element: {'; '.join(map(str, planned))}")
     return lines
 
 
-def launched(case: Case) -> triton_aot.Case:
+def launched(case: Case | OptimCase) -> triton_aot.Case:
     """The tensors and options that a case gives to the launchers."""
+    if isinstance(case, OptimCase):
+        sizes = tuple(math.prod(shape) for shape in case.shapes)
+        centered = bool(case.spec.options.get("centered"))
+        return triton_aot.OptimCase(
+            case.shape, case.dtype, kind=KINDS[case.spec.column], states=case.spec.states, centered=centered,
+            sizes=sizes,
+        )  # fmt: skip
     spec, channels_last = case.spec, case.layout == "channels_last"
     options = (case.shape, case.dtype, channels_last, spec.act, spec.residual, spec.training)
     problem = case.problem
@@ -83,6 +96,10 @@ def launched(case: Case) -> triton_aot.Case:
 
 
 def describe(case: triton_aot.Case) -> str:
+    if isinstance(case, triton_aot.OptimCase):
+        parts = [f"{len(case.sizes) or 1} parameters", f"{case.elements} elements", case.dtype]
+        parts += [f"{name}={getattr(case, name)}" for name in ("kind", "states", "centered", "master")]
+        return " ".join(parts)
     parts = [
         "x".join(map(str, case.shape)),
         case.dtype,
@@ -92,15 +109,24 @@ def describe(case: triton_aot.Case) -> str:
         parts += [f"rows of {case.dims} dims"] if case.dims else [f"{case.groups or 'no'} groups"]
         parts += ["rms"] * case.rms
     parts += [name for name in ("act", "residual") if getattr(case, name)]
-    told = {field.name for kind in (triton_aot.Case, triton_aot.RowCase) for field in dataclasses.fields(kind)}
-    parts += [f"{f.name}={getattr(case, f.name)}" for f in dataclasses.fields(case) if f.name not in told]
     return " ".join([*parts, "training" if case.training else "eval"])
 
 
 def launches(case: triton_aot.Case, sms: int = H200) -> list[Planned]:
     with recording(sms) as recorded:
         triton_aot.launch(case)
+    if isinstance(case, triton_aot.OptimCase):
+        rows = case.elements, case.elements * element_bytes(case)
+        return [dataclasses.replace(one, tensors={**one.tensors, "rows": rows}) for one in recorded]
     return recorded
+
+
+def element_bytes(case: triton_aot.OptimCase) -> int:
+    """What a step moves of a parameter's number: parameter and states there and back, the gradient, a rounded copy."""
+    stored = DTYPES[case.dtype].itemsize
+    wide = max(4, stored)
+    param = 2 * wide + stored if case.master else 2 * stored
+    return param + stored + 2 * wide * case.states
 
 
 @contextmanager
@@ -132,7 +158,8 @@ def recording(sms: int = H200) -> Iterator[list[Planned]]:
         stack.enter_context(mock.patch.dict(kernels.LAUNCHERS, named))
         for kind in (JITFunction, InterpretedFunction):
             stack.enter_context(mock.patch.object(kind, "run", record))
-        stack.enter_context(mock.patch.object(kernels.launch, "sm_count", lambda x: sms))
+        for module in (kernels.launch, optim_table):
+            stack.enter_context(mock.patch.object(module, "sm_count", lambda x: sms))
         yield recorded
 
 
@@ -149,4 +176,14 @@ def planned(op: str, kernel: Any, args: tuple[Any, ...], grid: tuple[int, ...], 
             for name, value in values.items()
             if isinstance(value, torch.Tensor)
         },
+        walk=walk_of(grid, values),
     )
+
+
+def walk_of(grid: tuple[int, ...], values: dict[str, Any]) -> tuple[int, int, int] | None:
+    """As the kernels that walk name their arguments; the others have a grid of one dim and no sweeps."""
+    if "sweeps" in values:
+        return values["s_blocks"], values["sweeps"], values["samples"] * values["c_blocks"]
+    if len(grid) == 2:
+        return grid[0], grid[1], values["tiles"] if "tiles" in values else values["s_blocks"]
+    return None

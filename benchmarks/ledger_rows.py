@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from benchmarks.ledger import Entry
 
 NEEDED = ("conformance", "large", "graphs", "memcheck", "racecheck", "synccheck")
+OPTIMIZERS = ("sgd", "rmsprop", "adam")  # the benchmark's columns of the one row
 MAY_BE_ABSENT = ("memcheck", "racecheck", "synccheck")  # a machine may lack the sanitizer; the row then says so
 
 
@@ -53,11 +54,14 @@ def filled(
 ) -> Iterator[str]:
     """native is among the tests' backends, as `cuda`, only where it was built."""
     tested = next((step["detail"] for step in run["steps"] if step["step"] == "conformance"), "").partition(":")[0]
-    proven = {"triton", *(["native"] if "cuda" in tested.split(",") else [])}
+    proven = {"triton", "eager", *(["native"] if "cuda" in tested.split(",") else [])}
     for entry in entries:
-        if entry.backend not in proven or (entry.op == "demo" and states.get("demo") != "PASS"):
+        own_step = "demo" if entry.op == "demo" else "eager" if entry.backend == "eager" else "conformance"
+        if entry.backend not in proven or states.get(own_step) != "PASS":
             continue
-        numbers = numbers_of(entry.op, ratios[entry.backend]) + (f"; without {', '.join(absent)}" if absent else "")
+        numbers = numbers_of(entry.op, ratios.get(entry.backend, [])) + (
+            f"; without {', '.join(absent)}" if absent else ""
+        )
         proof = f"`{run['commit']['hash'][:12]}`"
         row = dataclasses.replace(entry, proof=proof, gpu=run["source"]["gpu"], numbers=numbers)
         yield "| " + " | ".join(dataclasses.astuple(row)) + " |"
@@ -65,8 +69,10 @@ def filled(
 
 def numbers_of(op: str, ratios: Sequence[Ratios]) -> str:
     """Medians over the cases of an op's column and direction (those of both together count for both)."""
-    column, _, direction = re.sub("_(fwd|bwd|step)$", r" \1", op).partition(" ")
-    own = [r for r in ratios if r.row["column"] == column and direction in r.row["direction"].split("+")]
+    column, _, direction = re.sub("_(fwd|bwd)$", r" \1", op).partition(" ")
+    columns = OPTIMIZERS if column == "optim" else (column,)
+    direction = direction or "step"
+    own = [r for r in ratios if r.row["column"] in columns and direction in r.row["direction"].split("+")]
     floors = [1 / r.floor for r in own if r.floor]
     eager = [r.eager for r in own if r.eager]
     if not (floors and eager):

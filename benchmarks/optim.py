@@ -15,9 +15,10 @@ from torch import Tensor
 
 from benchmarks.cases import DTYPES
 from benchmarks.floors import make_floors
+from benchmarks.launch_count import launched_kernels
 from benchmarks.measure import Row, brief, row, timed_row
 from benchmarks.optim_cases import OptimCase
-from benchmarks.timing import Plan, Run, interleave, make_clock
+from benchmarks.timing import HostClock, Plan, Run, interleave, make_clock
 from fastnorm import optim
 from fastnorm.testing.compare import check
 from fastnorm.testing.optim import arithmetic_of, expectation
@@ -25,6 +26,7 @@ from fastnorm.testing.optim import arithmetic_of, expectation
 SAMPLES = 4096  # elements of each parameter that float64 follows: a step is elementwise
 SCALE, MAX_NORM = 1024.0, 1.0
 CHECKED_STEPS = 2
+COMPILED = ("1000x64", "50m")  # lists with a target against torch.compile, which takes a minute for a long one
 
 
 class Problem:
@@ -86,7 +88,10 @@ class Problem:
 
 
 def candidates(problem: Problem) -> dict[str, Callable[[], Run]]:
-    """eager is what torch.optim does by default on this device; fused is its fused step."""
+    """eager is what torch.optim does by default on this device; fused is its fused step.
+
+    compile, on a GPU: the default step as torch.compile makes it, lr in a tensor so that it is compiled once.
+    """
     case, spec = problem.case, problem.case.spec
     options = dict(spec.options)
 
@@ -100,7 +105,14 @@ def candidates(problem: Problem) -> dict[str, Callable[[], Run]]:
     found["foreach"] = lambda: theirs(foreach=True)
     if spec.torch_class != "RMSprop":
         found["fused"] = lambda: theirs(fused=True)
+    if case.device == "cuda" and case.parameters in COMPILED and not spec.clip:
+        found["compile"] = lambda: compiled(getattr(torch.optim, spec.torch_class), groups(), options)
     return found
+
+
+def compiled(kind: type[torch.optim.Optimizer], groups: list[Any], options: dict[str, Any]) -> Run:
+    optimizer: Any = kind(groups, **{**options, "lr": torch.tensor(options["lr"])})
+    return with_schedule(optimizer, torch.compile(lambda: optimizer.step()))
 
 
 def ours(problem: Problem, groups: list[Any]) -> Run:
@@ -117,7 +129,8 @@ def stepping(optimizer: torch.optim.Optimizer, problem: Problem) -> Run:
     step = with_schedule(optimizer)
     if not problem.case.spec.clip:
         return step
-    found_inf, inverse = torch.zeros(1), torch.full((1,), 1 / SCALE)
+    device = problem.case.device
+    found_inf, inverse = torch.zeros(1, device=device), torch.full((1,), 1 / SCALE, device=device)
     grads = [g for g in problem.grads if g is not None]
 
     def run() -> None:
@@ -130,8 +143,9 @@ def stepping(optimizer: torch.optim.Optimizer, problem: Problem) -> Run:
     return run
 
 
-def with_schedule(optimizer: torch.optim.Optimizer) -> Run:
+def with_schedule(optimizer: torch.optim.Optimizer, step: Run | None = None) -> Run:
     """A step whose lr is never the last one's, by less than the check can see."""
+    step = step or optimizer.step
     rates = [(group, group["lr"]) for group in optimizer.param_groups]
     factors = itertools.cycle((1.0, 1.0, 1.0 + 1e-7, 1.0 - 1e-7))
 
@@ -139,7 +153,7 @@ def with_schedule(optimizer: torch.optim.Optimizer) -> Run:
         factor = next(factors)
         for group, lr in rates:
             group["lr"] = lr * factor
-        optimizer.step()
+        step()
 
     return run
 
@@ -166,5 +180,7 @@ def measure_optim(case: OptimCase, plan: Plan, *, threads: int) -> list[Row]:
         else:
             runs[name] = run
     runs |= make_floors(case)
-    timings = interleave(runs, make_clock(case.device, threads), plan)
-    return rows + [timed_row(case, name, threads, timing) for name, timing in timings.items()]
+    called = case.direction == "call"
+    counts = {name: {"launches": len(launched_kernels(run))} for name, run in runs.items()} if called else {}
+    timings = interleave(runs, HostClock() if called else make_clock(case.device, threads), plan)
+    return rows + [timed_row(case, name, threads, one) | counts.get(name, {}) for name, one in timings.items()]

@@ -67,7 +67,10 @@ LISTS: dict[str, Callable[[], tuple[Shape, ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class OptimCase:
-    """One optimizer over one list; it has what the reports ask of a `Case`."""
+    """One optimizer over one list; it has what the reports ask of a `Case`.
+
+    direction: "step"; or "call", the same on a GPU in host time, until the step returns.
+    """
 
     op: str
     parameters: str
@@ -95,15 +98,19 @@ class OptimCase:
 
     @property
     def traffic(self) -> tuple[tuple[int, int], ...]:
-        return self.spec.passes
+        return () if self.direction == "call" else self.spec.passes
 
     @property
     def tensor_bytes(self) -> int:
         """Of each tensor of the floor's passes. In bf16 parameter and gradient are narrower, the state is not."""
-        units = sum(read + written for read, written in self.traffic)
+        units = sum(read + written for read, written in self.spec.passes)
         states = 2 * self.spec.states
         return self.shape[1] * ((units - states) * DTYPES[self.dtype].itemsize + states * 4) // units
 
 
 def optim_cases(device: str = "cpu") -> list[OptimCase]:
-    return [OptimCase(op, name, dtype, device) for name in LISTS for dtype in DTYPES for op in OPTIM_OPS]
+    cases = [OptimCase(op, name, dtype, device) for name in LISTS for dtype in DTYPES for op in OPTIM_OPS]
+    if device == "cuda":
+        plain = [op for op, spec in OPTIM_OPS.items() if not spec.clip]
+        cases += [OptimCase(op, "1000x64", dtype, device, "call") for dtype in DTYPES for op in plain]
+    return cases

@@ -11,7 +11,7 @@ from benchmarks.measure import Row
 class Ratios(NamedTuple):
     """A candidate's row, how many times faster than the peers it is, and its time over the floor's.
 
-    extra: microseconds that it takes more than eager.
+    extra: microseconds that it takes more than eager. own: microseconds that it takes.
     """
 
     row: Row
@@ -20,6 +20,7 @@ class Ratios(NamedTuple):
     floor: float | None
     fused: float | None = None  # torch.optim's fused step
     extra: float | None = None
+    own: float | None = None
 
 
 def median(row: Row | None) -> float | None:
@@ -56,7 +57,7 @@ def ratios_of(candidates: dict[str, Row], name: str) -> Ratios | None:
     fused = over(median(candidates.get("fused")), own)
     extra = None if own is None or eager is None else own - eager
     floor = over(own, floor_of(candidates))
-    return Ratios(candidates[name], over(eager, own), over(compiled, own), floor, fused, extra)
+    return Ratios(candidates[name], over(eager, own), over(compiled, own), floor, fused, extra, own)
 
 
 def all_ratios(rows: Iterable[Row], name: str = "fastnorm") -> list[Ratios]:

@@ -8,7 +8,7 @@ from typing import Any
 from .batch_norm_bwd import batch_norm_bwd
 from .batch_norm_fwd import batch_norm_fwd
 from .general_relu import general_relu_bwd, general_relu_fwd
-from .optim import OptimRow, OptimTable
+from .optim import optim_step
 from .row_norm_bwd import row_norm_bwd
 from .row_norm_fwd import row_norm_fwd
 
@@ -23,12 +23,11 @@ LAUNCHERS: dict[str, Callable[..., Any]] = {
 
 __all__ = [
     "LAUNCHERS",
-    "OptimRow",
-    "OptimTable",
     "batch_norm_bwd",
     "batch_norm_fwd",
     "general_relu_bwd",
     "general_relu_fwd",
+    "optim_step",
     "row_norm_bwd",
     "row_norm_fwd",
 ]

@@ -111,8 +111,8 @@ class BatchNormPlan:
         return {**blocks, "num_warps": self.num_warps, "enable_fp_fusion": False}
 
     @property
-    def reduce_arguments(self) -> dict[str, int]:
-        return {**self.tile_arguments, "maxnreg": self.registers}
+    def reduce_arguments(self) -> dict[str, int | None]:
+        return {**self.tile_arguments, **register_limit(self.registers)}
 
     @property
     def finish_arguments(self) -> dict[str, int]:
@@ -130,6 +130,15 @@ class BatchNormPlan:
     @property
     def apply_grid(self) -> tuple[int]:
         return (self.c_blocks * self.tiles,)
+
+
+def on_amd() -> bool:
+    return torch.version.hip is not None
+
+
+def register_limit(registers: int | None) -> dict[str, int | None]:
+    """The option of a launch for the most registers of a thread, which Triton's AMD backend refuses."""
+    return {} if on_amd() else {"maxnreg": registers}
 
 
 def power_of_two_above(value: int) -> int:

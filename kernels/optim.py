@@ -1,4 +1,4 @@
-"""Optimizer steps on a GPU: one launch for all parameters of one combination of dtypes, over a table of pointers.
+"""Optimizer steps on a GPU: one launch over a table of pointers and its chunks, filled by fastnorm/ops/optim_table.py.
 
 Table and chunks lie in device memory, and so do the numbers (learning rate, bias corrections, ...), the clipping factor
 and found_inf: nothing is read back, and a captured graph replays with whatever they hold then.
@@ -7,17 +7,14 @@ Formulas: docs/math.md O1 to O4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from . import launch
 from .general_relu import rounded_for
 
-CHUNK = 8192  # elements of a program: four or more tensors of 32 KB each; unmeasured
 BLOCK = 1024  # elements at a time: 8 a lane in 4 warps, of up to six tensors; unmeasured
 WARPS = 4
 COLUMNS = tl.constexpr(8)  # of the table: parameter, gradient, three states, rounded copy, elements, set of numbers
@@ -176,90 +173,31 @@ def optim_step_kernel(
             )  # fmt: skip
 
 
-@dataclass
-class OptimRow:
-    """One parameter: `param` is updated, `rounded` (with master weights) only written. All dense in one order."""
+def optim_step(
+    table: Tensor,
+    chunks: Tensor,
+    numbers: Tensor,
+    factor: Tensor | None,
+    found_inf: Tensor | None,
+    *,
+    kind: int,
+    states: int,
+    centered: bool,
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype, torch.dtype | None],
+    aligned: bool,
+    chunk: int,
+) -> None:
+    """Updates all rows of a table [rows, 8] of addresses, one program a chunk [chunks, 2].
 
-    param: torch.Tensor
-    states: Sequence[torch.Tensor]
-    rounded: torch.Tensor | None = None
-    centered: bool = False
-
-    def pointers(self, grad: torch.Tensor) -> list[int]:
-        """As the table's columns stand."""
-        states = [t.data_ptr() for t in self.states]
-        rounded = 0 if self.rounded is None else self.rounded.data_ptr()
-        return [self.param.data_ptr(), grad.data_ptr(), *states, *([0] * (3 - len(states))), rounded]
-
-    def alike(self, grad: torch.Tensor) -> tuple[object, ...]:
-        """What rows of one launch have in common."""
-        aligned = all(pointer % 16 == 0 for pointer in self.pointers(grad))
-        state = self.states[0].dtype if self.states else self.param.dtype
-        rounded = None if self.rounded is None else self.rounded.dtype
-        return self.param.dtype, grad.dtype, state, rounded, len(self.states), self.centered, aligned
-
-
-@dataclass
-class OptimTable:
-    """The pointers of many rows on their device, uploaded anew only where one has changed."""
-
-    rows: Sequence[OptimRow]
-    _held: dict[int, tuple[list[int], torch.Tensor]] = field(default_factory=dict)
-
-    def step(
-        self,
-        kind: int,
-        grads: Sequence[torch.Tensor],
-        sets: Sequence[int],
-        numbers: torch.Tensor,
-        factor: torch.Tensor | None = None,
-        found_inf: torch.Tensor | None = None,
-    ) -> int:
-        """Updates every row with its gradient and its set of `numbers` [sets, N]; returns the number of launches.
-
-        numbers: float64, as the fields of SgdNumbers, RmspropNumbers, AdamNumbers in csrc/math stand. factor multiplies
-        every gradient; where found_inf is not 0, nothing is written. Both are one-element tensors on the device.
-        """
-        parts: dict[tuple[object, ...], list[int]] = {}
-        for i, (row, grad) in enumerate(zip(self.rows, grads, strict=True)):
-            if grad.numel() > 0:
-                parts.setdefault(row.alike(grad), []).append(i)
-        for place, (alike, members) in enumerate(parts.items()):
-            self._launch(kind, place, members, bool(alike[-1]), grads, sets, numbers, factor, found_inf)
-        return len(parts)
-
-    def _launch(
-        self, kind: int, place: int, members: list[int], aligned: bool, grads: Sequence[torch.Tensor],
-        sets: Sequence[int], numbers: torch.Tensor, factor: torch.Tensor | None, found_inf: torch.Tensor | None,
-    ) -> None:  # fmt: skip
-        first = self.rows[members[0]]
-        device = first.param.device
-        table = [value for i in members for value in self._line(i, grads[i], sets[i])]
-        chunks = [
-            value
-            for number, i in enumerate(members)
-            for begin in range(0, grads[i].numel(), CHUNK)
-            for value in (number, begin)
-        ]
-        state = first.states[0].dtype if first.states else first.param.dtype
-        wide = first.param.dtype == torch.float64
-        with launch.device_guard(first.param):
-            optim_step_kernel[(len(chunks) // 2,)](
-                self._upload(2 * place, table, device), self._upload(2 * place + 1, chunks, device),
-                numbers.to(torch.float64 if wide else torch.float32), factor, found_inf,
-                PARAM=TYPES[first.param.dtype], GRAD=TYPES[grads[members[0]].dtype], STATE=TYPES[state],
-                ROUNDED=None if first.rounded is None else TYPES[first.rounded.dtype], ALIGNED=aligned, KIND=kind,
-                STATES=len(first.states), CENTERED=int(first.centered), NUMBERS=numbers.shape[1], CHUNK=CHUNK,
-                BLOCK=BLOCK, num_warps=WARPS, enable_fp_fusion=False,
-            )  # fmt: skip
-
-    def _line(self, i: int, grad: torch.Tensor, number_set: int) -> list[int]:
-        return [*self.rows[i].pointers(grad), grad.numel(), number_set]
-
-    def _upload(self, place: int, values: list[int], device: torch.device) -> torch.Tensor:
-        """values on the device; what lies there already stays, so that a captured step uploads nothing."""
-        held = self._held.get(place)
-        if held is None or held[0] != values:
-            on_host = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
-            held = self._held[place] = (values, on_host.to(device, non_blocking=True))
-        return held[1]
+    numbers: [sets, N] of the arithmetic's dtype, as the fields of SgdNumbers, RmspropNumbers, AdamNumbers in csrc/math
+    stand. factor multiplies every gradient; where found_inf is not 0, nothing is written. dtypes: of parameter,
+    gradient, states and rounded copy. aligned: all addresses divide by 16.
+    """
+    param, grad, state, rounded = dtypes
+    with launch.device_guard(table):
+        optim_step_kernel[(len(chunks),)](
+            table, chunks, numbers, factor, found_inf, PARAM=TYPES[param], GRAD=TYPES[grad], STATE=TYPES[state],
+            ROUNDED=None if rounded is None else TYPES[rounded], ALIGNED=aligned, KIND=kind, STATES=states,
+            CENTERED=int(centered), NUMBERS=numbers.shape[1], CHUNK=chunk, BLOCK=BLOCK, num_warps=WARPS,
+            enable_fp_fusion=False,
+        )  # fmt: skip

@@ -216,7 +216,7 @@ def differentiate(
     row_norm_bwd_held_kernel[plan.backward_grid](
         *inputs, *outputs, partials, plan.backward_tiles, *plan.sizes, plan.c_blocks,
         *launch.scalars(x.dtype, *activation), UNBIASED=unbiased, ACT=act,
-        maxnreg=plan.registers, **plan.held_arguments,
+        **launch.register_limit(plan.registers), **plan.held_arguments,
     )  # fmt: skip
     return partials
 
@@ -240,7 +240,7 @@ def differentiate_in_tiles(
         row_norm_bwd_sums_kernel[plan.reduce_grid](
             *inputs, None if along else dresidual, of_lines,
             *plan.sizes, view.n, plan.c_blocks, plan.s_blocks, *numbers, ACT=act,
-            maxnreg=plan.registers, **plan.set_arguments,
+            **launch.register_limit(plan.registers), **plan.set_arguments,
         )  # fmt: skip
     averages = None if dx is None else rstd.new_empty((2, view.lines // view.d))
     if averages is not None:
@@ -258,7 +258,7 @@ def differentiate_in_tiles(
     row_norm_bwd_sweep_kernel[plan.sweep_grid](
         *inputs, averages, dx, dresidual if along else None, of_positions,
         *plan.sizes, view.n, plan.c_blocks, plan.s_blocks, plan.sweeps, *numbers, ACT=act,
-        maxnreg=plan.registers, **plan.set_arguments,
+        **launch.register_limit(plan.registers), **plan.set_arguments,
     )  # fmt: skip
     return of_lines.view(2, -1, view.c) if of_positions is None else of_positions
 

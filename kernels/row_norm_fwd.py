@@ -157,13 +157,13 @@ def normalize(
     if plan.held:
         row_norm_fwd_held_kernel[plan.forward_grid](
             *tensors, *plan.sizes, plan.c_blocks, *scalar_eps, *activation,
-            UNBIASED=unbiased, ACT=act, maxnreg=plan.registers, **plan.held_arguments,
+            UNBIASED=unbiased, ACT=act, **launch.register_limit(plan.registers), **plan.held_arguments,
         )  # fmt: skip
         return
     partials = rstd.new_empty((4, plan.splits, view.lines))
     row_norm_stats_kernel[plan.reduce_grid](
         x, partials, *plan.sizes, view.n, plan.c_blocks, plan.s_blocks,
-        RMS=mean is None, EVEN_S=plan.even_s, maxnreg=plan.registers, **plan.tile_arguments,
+        RMS=mean is None, EVEN_S=plan.even_s, **launch.register_limit(plan.registers), **plan.tile_arguments,
     )  # fmt: skip
     row_norm_stats_finish_kernel[plan.finish_grid](
         partials, mean, rstd, plan.splits, view.lines, view.s, *scalar_eps,

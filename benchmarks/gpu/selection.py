@@ -10,7 +10,7 @@ from fastnorm.ops.schemas import SCHEMAS
 
 COLUMN_GROUPS = {"norms": ("batch_norm", "row_norm"), "activations": ("general_relu",)}
 STEP_GROUPS = {
-    "tests": ("conformance", "large", "graphs"),
+    "tests": ("conformance", "eager", "large", "graphs"),
     "sanitizer": ("memcheck", "racecheck", "synccheck"),
 }
 

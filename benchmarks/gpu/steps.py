@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.session import FAIL, GRACE, NOT_RUN, PART, PASS, Outcome, Record, Session
-from benchmarks.gpu.testing import conformance, graphs, large, sanitized
+from benchmarks.gpu.testing import conformance, graphs, large, reference, sanitized
 from benchmarks.launch_plans import plan_lines
 from benchmarks.machine import ROOT
 
@@ -81,6 +81,7 @@ STEPS: dict[str, Step] = {
     "demo": demo,
     "large": large,
     "conformance": conformance,
+    "eager": reference,
     "compare": compare,
 }
 

@@ -21,7 +21,10 @@ def target_rows(results: Path) -> list[Cells]:
     cells = []
     for v in judge(all_ratios(rows), CUDA_TARGETS):
         told = [f"{spread(v.eager)} x eager", f"{spread(v.compile)} x compile"]
+        told += [f"{spread(v.fused)} x fused"] if v.fused else []
         told += [f"{spread([1 / x for x in v.floor])} of a copy's bandwidth"] if v.floor else []
+        told += [f"{max(v.host):.0f} us of host time"] if v.host else []
+        told += [f"{max(v.launches)} launches"] if v.launches else []
         told += [f"{max(v.extra):+.1f} us of host time over eager"] if v.extra else []
         cells.append((f"  {v.target.name}", outcome(v), ", ".join(told)))
     return cells

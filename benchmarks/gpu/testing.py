@@ -22,10 +22,14 @@ FOLDER = "tests/conformance"
 LARGE = (f"{FOLDER}/test_past_int32.py", f"{FOLDER}/test_large.py")  # gigabytes each: one after the other
 GRAPHS = (f"{FOLDER}/test_cuda_graphs.py",)
 DRAWN = f"{FOLDER}/test_random.py"  # its cases are drawn by hypothesis, which a bare machine may lack
+# What plain PyTorch must show on a GPU to be the fallback there: all tables, ties, running statistics.
+REFERENCE = tuple(
+    f"{FOLDER}/test_{name}.py" for name in ("tables", "row_tables", "ties", "row_ties", "state", "row_state")
+)
 # Every kernel once, on few values.
 SHORT_LIST = (
     f"{FOLDER}/test_short_list.py",
-    f"{FOLDER}/test_optim_triton.py::test_sizes_around_blocks_and_chunks",
+    f"{FOLDER}/test_optim_device.py::test_sizes_around_blocks_and_chunks",
 )
 
 SANITIZER = "compute-sanitizer"
@@ -43,14 +47,24 @@ def gpu_backends() -> list[str]:
 
 
 def conformance(session: Session) -> Outcome:
-    """The suite but for what has steps of its own; with pytest-xdist on several cores, which do the float64."""
+    """The suite but for what has steps of its own."""
     drawn = [] if importlib.util.find_spec("hypothesis") else [DRAWN]
-    arguments = [FOLDER, *(f"--ignore={path}" for path in (*LARGE, *GRAPHS, *drawn))]
-    if importlib.util.find_spec("xdist") is not None and not session.dry_run:
-        arguments += ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2))), "--dist", "worksteal"]
+    arguments = [FOLDER, *(f"--ignore={path}" for path in (*LARGE, *GRAPHS, *drawn)), *on_cores(session)]
     outcome = run_tests(session, "conformance", arguments)
     outcome.detail += f"; without {DRAWN}: hypothesis is not installed" if drawn else ""
     return outcome
+
+
+def reference(session: Session) -> Outcome:
+    """The eager backend on CUDA tensors: what serves a call that no kernel can, and what derivatives are made of."""
+    return run_tests(session, "eager", [*REFERENCE, *on_cores(session)], backends=("eager-cuda",))
+
+
+def on_cores(session: Session) -> list[str]:
+    """With pytest-xdist on several cores, which do the float64."""
+    if importlib.util.find_spec("xdist") is None or session.dry_run:
+        return []
+    return ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2))), "--dist", "worksteal"]
 
 
 def large(session: Session) -> Outcome:
@@ -94,18 +108,22 @@ def run_tests(
     prefix: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     may_skip: bool = True,
+    backends: Sequence[str] = (),
 ) -> Outcome:
-    """pytest on the GPU's backends; under a tool (`prefix`) from the start, else without what has passed before."""
-    backends = ",".join(gpu_backends())
+    """pytest on these backends, or on all of the GPU's, without what has passed before.
+
+    Under a tool (`prefix`) it runs from the start.
+    """
+    names = ",".join(backends or gpu_backends())
     command = [*prefix, sys.executable, "-m", "pytest", *arguments, "-q", "-p", "benchmarks.gpu.progress"]
     command += ["--columns", ",".join(session.columns)]
-    variables: dict[str, str] = {"FASTNORM_TEST_BACKENDS": backends, "PYTHONPATH": str(ROOT), **(environment or {})}
+    variables: dict[str, str] = {"FASTNORM_TEST_BACKENDS": names, "PYTHONPATH": str(ROOT), **(environment or {})}
     if session.dry_run:
         if prefix:
             print(f"== {step}: {' '.join(command)}")
             command = command[len(prefix) :]
         status, said = session.run(step, [*command, "--collect-only"], variables)
-        return Outcome(step, PASS if status == 0 else FAIL, f"dry run, {backends}: {said}")
+        return Outcome(step, PASS if status == 0 else FAIL, f"dry run, {names}: {said}")
     passed = session.out / "passed.txt"
     with tempfile.TemporaryDirectory() as folder:
         summary = Path(folder) / "summary.json"
@@ -114,16 +132,19 @@ def run_tests(
             command += ["--skip-file", shutil.copy(passed, folder)]
         status, said = session.run(step, command, variables, grace=GRACE)
         counts = json.loads(summary.read_text()) if summary.exists() else None
-    before = 0 if prefix else passed_before(passed, arguments)
-    return judged(step, status, said, counts, backends, before, may_skip=may_skip)
+    before = 0 if prefix else passed_before(passed, arguments, backends)
+    return judged(step, status, said, counts, names, before, may_skip=may_skip)
 
 
-def passed_before(file: Path, arguments: Sequence[str]) -> int:
-    """How many of the tests that these arguments of pytest mean are in the file."""
+def passed_before(file: Path, arguments: Sequence[str], backends: Sequence[str] = ()) -> int:
+    """How many of the tests that these arguments of pytest mean, on these backends if any, are in the file."""
     lines = file.read_text().splitlines() if file.exists() else []
     ignored = tuple(a.removeprefix("--ignore=") for a in arguments if a.startswith("--ignore="))
     meant = tuple(a for a in arguments if a.startswith(FOLDER))
-    return sum(line.startswith(meant) and not line.startswith(ignored or "\0") for line in lines)
+    return sum(
+        line.startswith(meant) and not line.startswith(ignored or "\0") and all(name in line for name in backends)
+        for line in lines
+    )
 
 
 def judged(

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-CUDA_COLUMNS = ("batch_norm",)  # the ops that fastnorm._C_cuda has kernels for; Triton has all
+CUDA_COLUMNS = ("batch_norm", "optim")  # the ops that fastnorm._C_cuda has kernels for; Triton has all
 _BUILD = "build it with `pip install --no-build-isolation -e .` in the source tree, where torch and a C++ compiler are"
 
 

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,9 +53,3 @@ def launcher(name: str) -> Callable[..., Any]:
         return _import_kernels().LAUNCHERS[name](*args)
 
     return launch
-
-
-def optim_table(rows: Sequence[tuple[Any, ...]]) -> Any:
-    """The optimizers' launcher over (updated tensor, states, rounded copy or None, centered) of each parameter."""
-    kernels = _import_kernels()
-    return kernels.OptimTable([kernels.OptimRow(param, states, rounded, c) for param, states, rounded, c in rows])

@@ -48,8 +48,9 @@ def complete_state(rule: Rule, group: Group, param: Tensor, state: State) -> Non
         names = (*names, "master_param")
     for name in names:
         if state.get(name) is None:
-            wide = param.detach().float() if param.dtype in HALF else param
-            state[name] = wide.clone() if name == "master_param" else rule.initial(group, name, wide)
+            wide = torch.float32 if param.dtype in HALF else param.dtype
+            master = name == "master_param"
+            state[name] = param.detach().to(wide) if master else rule.initial(group, name, param, wide)
 
 
 def make_entries(rule: Rule, groups: list[Group], states: Any) -> list[Entry]:

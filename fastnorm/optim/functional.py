@@ -37,9 +37,9 @@ def _run(spec: StepSpec, tensors: Sequence[Tensor], values: Sequence[Value], bac
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"a hyper-parameter given as a tensor must have one element, got {tuple(value.shape)}")
     if not param.is_complex():
-        return optim_step(spec, [*tensors, *values], resolve(param, backend, "optim"))
+        return optim_step(spec, [*tensors, *values], resolve(param, backend, "optim_out"))
     pairs = [torch.view_as_real(t.resolve_conj()) for t in tensors]
-    new = optim_step(spec, [*pairs, *values], resolve(pairs[0], backend, "optim"))
+    new = optim_step(spec, [*pairs, *values], resolve(pairs[0], backend, "optim_out"))
     return tuple(torch.view_as_complex(t) for t in new)
 
 

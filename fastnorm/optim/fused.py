@@ -123,7 +123,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _apply(self, plan: StepPlan, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         if plan.devices and "capturable" in self.defaults:
             self._accelerator_graph_capture_health_check()
-        if plan.sole is not None and not plan.sole.waits:
+        scaled = found_inf is not None or grad_scale is not None
+        if plan.sole is not None and not (plan.sole.waits and scaled):
             self._apply_without_waiting(plan, plan.sole, grad_scale, found_inf)
             return
         if found_inf is not None and number(found_inf) != 0:
@@ -144,7 +145,9 @@ class FusedOptimizer(torch.optim.Optimizer):
                 ]
                 plan.native.step(grads, hyper, multiplier, self.param_groups[0]["seed"])
             for device in plan.devices:
-                factor = None if multiplier == 1 else torch.full((), multiplier, device=device.device)
+                factor = None
+                if multiplier != 1:
+                    factor = torch.full((), multiplier, dtype=torch.float64, device=device.device)
                 device.step(device.grads(), factor, None)
             if plan.written:
                 torch.autograd.graph.increment_version(plan.written)
@@ -162,16 +165,28 @@ class FusedOptimizer(torch.optim.Optimizer):
         own = device.grads()
         factor = None if grad_scale is None else 1 / grad_scale.to(device.device).double()
         max_norm = self.param_groups[0]["max_norm"]
-        if max_norm is not None or (grad_scale is not None and found_inf is None):
+        check = grad_scale is not None and found_inf is None
+        if device.clips and not check:
+            device.step(own, factor, found_inf, max_norm)
+        else:
+            device.step(own, *self._scaled(device, own, max_norm, factor, found_inf, check))
+        torch.autograd.graph.increment_version(plan.written)
+        plan.new.clear()
+
+    @staticmethod
+    def _scaled(
+        device: DeviceStep, own: list[Tensor], max_norm: float | None, factor: Tensor | None, found_inf: Tensor | None,
+        check: bool,
+    ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+        """(factor, found_inf) of all gradients, clipped; check: whether they are finite has to be seen here."""
+        if max_norm is not None or check:
             norm = device.squares(own).sqrt() * (1 if factor is None else factor.abs())
-            if found_inf is None and grad_scale is not None:
+            if check:
                 found_inf = (~norm.isfinite()).float()
             if max_norm is not None:
                 clip = (max_norm / (norm + 1e-6)).clamp(max=1.0)
                 factor = clip if factor is None else factor * clip
-        device.step(own, factor, found_inf)
-        torch.autograd.graph.increment_version(plan.written)
-        plan.new.clear()
+        return factor, found_inf
 
     def _undo(self, plan: StepPlan) -> None:
         """A buffer that was made for this step holds nothing: it must not be found by the next one."""

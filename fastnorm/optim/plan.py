@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fastnorm.ops import optim as ops
+from fastnorm.ops import triton
 from fastnorm.ops.backend import resolve
+from fastnorm.ops.optim_table import NativeLauncher, OptimLauncher, TritonLauncher
 from fastnorm.optim.device import DeviceStep, fits_kernel
 from fastnorm.optim.entry import Entry, make_entries
 from fastnorm.optim.rule import Group, Rule
@@ -23,7 +25,17 @@ def backend_of(entry: Entry) -> str:
     if type(param) not in PLAIN or param.layout != torch.strided:
         return "eager"
     backend = resolve(torch.view_as_real(param.detach()) if param.is_complex() else param, None, "optim")
-    return "eager" if backend == "triton" and not fits_kernel(entry) else backend
+    return "eager" if launches(backend, param) and not fits_kernel(entry) else backend
+
+
+def launches(backend: str, param: Tensor) -> bool:
+    """Whether kernels are launched on a device, and not called on the CPU."""
+    return backend != "eager" and not (backend == "native" and param.is_cpu)
+
+
+def launcher_of(backend: str) -> OptimLauncher:
+    """Of a backend that launches kernels."""
+    return TritonLauncher(triton._import_kernels) if backend == "triton" else NativeLauncher(f"fastnorm_{backend}")
 
 
 def real(t: Tensor) -> Tensor:
@@ -62,25 +74,30 @@ class StepPlan:
         """graph: the step is to be differentiated, which only the reference can."""
         entries = make_entries(rule, groups, states)
         served = ["eager" if graph else backend_of(e) for e in entries]
-        mine = [e for e, backend in zip(entries, served, strict=True) if backend == "native"]
-        on_device = [e for e, backend in zip(entries, served, strict=True) if backend == "triton"]
+        on_device = [(b, e) for e, b in zip(entries, served, strict=True) if launches(b, e.param)]
+        mine = [e for e, b in zip(entries, served, strict=True) if b == "native" and not launches(b, e.param)]
         self.others = [e for e, backend in zip(entries, served, strict=True) if backend == "eager"]
         self.new = [e for e in entries if e.first]
-        devices = {e.param.device for e in on_device}
-        self.devices = [DeviceStep(rule, [e for e in on_device if e.param.device == d]) for d in devices]
+        places = dict.fromkeys((backend, e.param.device) for backend, e in on_device)
+        self.devices = [
+            DeviceStep(
+                rule, [e for b, e in on_device if (b, e.param.device) == (backend, device)], launcher_of(backend)
+            )
+            for backend, device in places
+        ]
         self.params = [e.param for e in mine]
         self.native = native_plan(rule, mine) if mine else None
         self.complex = any(p.is_complex() for p in self.params)
         self.lasting = not self.others and not self.complex
         # All on one device: the step need not wait for it.
-        self.sole = self.devices[0] if len(devices) == 1 and not mine and not self.others else None
+        self.sole = self.devices[0] if len(places) == 1 and not mine and not self.others else None
         self.all_params = [e.param for e in entries]
         self.choice = choice
         self.form = form(rule, groups)
         self.snapshot = list(states.values())
         self.dicts = [e.state for e in entries]
         self.values = [value for state in self.dicts for value in state.values()]
-        updated = [*mine, *on_device]
+        updated = [*mine, *(e for _, e in on_device)]
         states_of = [t for e in updated for t in (*e.states, *([e.master] if e.master is not None else []))]
         self.written = [t for t in (*(e.param for e in updated), *states_of) if not t.is_inference()]
 

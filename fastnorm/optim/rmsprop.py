@@ -49,11 +49,11 @@ class RmspropRule(Rule):
             1 if early_lr and momentum > 0 else lr, step == 1 if first_grad else 0,
         ]  # fmt: skip
 
-    def initial(self, group: Group, name: str, like: Tensor) -> Tensor:
+    def initial(self, group: Group, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
         if name == "square_avg" and group["init"] == "ones":
-            ones = torch.ones_like(like, memory_format=torch.preserve_format)
+            ones = torch.ones_like(like, dtype=dtype, memory_format=torch.preserve_format)
             return ones * (1 + 1j) if like.is_complex() else ones  # a complex number counts as two real ones
-        return super().initial(group, name, like)
+        return super().initial(group, name, like, dtype)
 
     def reference(
         self, group: Group, param: Tensor, grad: Tensor, states: list[Tensor], step: Any, first: bool

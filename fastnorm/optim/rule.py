@@ -42,9 +42,9 @@ class Rule:
         """What the Triton kernel takes, as the kernel's Numbers struct lists it; for numbers or tensors."""
         raise NotImplementedError
 
-    def initial(self, group: Group, name: str, like: Tensor) -> Tensor:
-        """A new state tensor, in like's shape, strides and dtype."""
-        return torch.zeros_like(like, memory_format=torch.preserve_format)
+    def initial(self, group: Group, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """A new state tensor, in like's shape and strides."""
+        return torch.zeros_like(like, dtype=dtype, memory_format=torch.preserve_format)
 
     def reference(
         self, group: Group, param: Tensor, grad: Tensor, states: list[Tensor], step: Any, first: bool

@@ -60,7 +60,7 @@ def twin(
     """
     copies = [p.detach().to(wide_dtype(p.dtype, dtype), copy=True).requires_grad_() for p in params]
     for p, source in zip(copies, params, strict=True):
-        p.grad = None if source.grad is None else source.grad.detach().to(p.dtype)
+        p.grad = None if source.grad is None else source.grad.detach().to(p.dtype, copy=True)  # a hook may clip it
     other = make(copies)
     saved = copy.deepcopy(ours.state_dict())
     for group, own in zip(saved["param_groups"], other.param_groups, strict=True):
@@ -107,11 +107,11 @@ def check_step(ours: torch.optim.Optimizer, params: Sequence[Tensor], make: Make
 
 
 def set_grads(params: Sequence[Tensor], seed: int, scale: float = 1.0) -> None:
-    """New random gradients, in the parameters' dtypes."""
+    """New random gradients, in the parameters' dtypes and on their devices."""
     generator = torch.Generator().manual_seed(seed)
     for p in params:
         values = torch.randn(real(p).shape, generator=generator, dtype=torch.float64) * scale
-        p.grad = (torch.view_as_complex(values) if p.is_complex() else values).to(p.dtype)
+        p.grad = (torch.view_as_complex(values) if p.is_complex() else values).to(p.device, p.dtype)
 
 
 def make_params(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, seed: int = 0) -> list[Any]:

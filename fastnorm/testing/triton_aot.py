@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnorm.ops import optim_table
 from fastnorm.ops import triton as triton_ops
 from fastnorm.testing import amdgcn
 from fastnorm.testing.cases import DTYPES
@@ -49,6 +51,10 @@ class Case:
     residual: bool = False
     training: bool = True
 
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
 
 @dataclasses.dataclass(frozen=True)
 class RowCase(Case):
@@ -61,12 +67,20 @@ class RowCase(Case):
 
 @dataclasses.dataclass(frozen=True)
 class OptimCase(Case):
-    """A step of an optimizer; the states are fp32, the parameter has an fp32 master where `master` is set."""
+    """A step of an optimizer; the states are fp32, the parameter has an fp32 master where `master` is set.
+
+    shape: (elements,) of the one parameter; or (parameters, all their elements), with the elements of each in `sizes`.
+    """
 
     kind: int = 0  # SGD, RMSprop, Adam
     states: int = 0
     centered: bool = False
     master: bool = False
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def elements(self) -> int:
+        return sum(self.sizes) or math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,34 +138,37 @@ def compiling(arch: Arch) -> Iterator[list[tuple[str, tuple[int, ...], Any]]]:
 
     launch_numbers = triton_ops._import_kernels().launch
     recorded: list[tuple[str, tuple[int, ...], Any]] = []
-    real_run, real_sm_count = JITFunction.run, launch_numbers.sm_count
+    real_run = JITFunction.run
+    real = launch_numbers.sm_count, launch_numbers.on_amd, optim_table.sm_count
     sms = AMD[arch] if isinstance(arch, str) else SMS[arch]
 
     def compile_only(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> Any:
-        if isinstance(arch, str):  # AMD's compiler knows no such limit
-            options.pop("maxnreg", None)
         kernel = real_run(self, *args, grid=grid, warmup=True, **options)
         recorded.append((self.fn.__name__, grid, kernel))
         return kernel
 
     driver.set_active(_Driver(arch))
-    JITFunction.run, launch_numbers.sm_count = compile_only, lambda x: sms
+    JITFunction.run = compile_only
+    launch_numbers.sm_count = optim_table.sm_count = lambda x: sms
+    launch_numbers.on_amd = lambda: isinstance(arch, str)
     try:
         yield recorded
     finally:
-        JITFunction.run, launch_numbers.sm_count = real_run, real_sm_count
+        JITFunction.run = real_run
+        launch_numbers.sm_count, launch_numbers.on_amd, optim_table.sm_count = real
 
 
 def launch(case: Case) -> None:
     """Calls the launchers of one case on meta tensors."""
+    if isinstance(case, OptimCase):
+        launch_optim(case)
+        return
     x = torch.empty(case.shape, dtype=DTYPES[case.dtype], device="meta")
     if case.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     residual = torch.empty_like(x) if case.residual else None
     numbers: Activation = ACTIVATION if case.act else (None, None, None, None)
-    if isinstance(case, OptimCase):
-        launch_optim(case, x)
-    elif isinstance(case, RowCase):
+    if isinstance(case, RowCase):
         launch_row_norm(case, x, residual, numbers)
     else:
         launch_batch_norm(case, x, residual, numbers)
@@ -182,14 +199,19 @@ def launch_row_norm(case: RowCase, x: Tensor, residual: Tensor | None, numbers: 
     call["row_norm_bwd"](x, x, weight, bias, residual, mean, rstd, *sets, case.rms, False, True, case.act, *numbers)
 
 
-def launch_optim(case: OptimCase, x: Tensor) -> None:
-    kernels = triton_ops._import_kernels()
-    state = torch.empty(case.shape, dtype=torch.float64 if case.dtype == "fp64" else torch.float32, device="meta")
-    rounded = x if case.master else None
-    row = kernels.OptimRow(state if case.master else x, [state] * case.states, rounded, case.centered)
+def launch_optim(case: OptimCase) -> None:
+    state_dtype = torch.float64 if case.dtype == "fp64" else torch.float32
+    rows, grads = [], []
+    for size in case.sizes or case.shape:
+        x = torch.empty(size, dtype=DTYPES[case.dtype], device="meta")
+        state = torch.empty(size, dtype=state_dtype, device="meta")
+        param, rounded = (state, x) if case.master else (x, None)
+        rows.append(optim_table.OptimRow(param, [state] * case.states, rounded, case.centered))
+        grads.append(x)
     numbers = torch.empty(1, 11, dtype=torch.float64, device="meta")
     scalar = torch.empty((), dtype=torch.float64, device="meta")
-    kernels.OptimTable([row]).step(case.kind, [x], [0], numbers, scalar, torch.empty((), device="meta"))
+    table = optim_table.OptimTable(rows, optim_table.TritonLauncher(triton_ops._import_kernels))
+    table.step(case.kind, grads, [0] * len(rows), numbers, scalar, torch.empty((), device="meta"))
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int, int]:
@@ -254,7 +276,8 @@ def compile_in_subprocess(cases: Sequence[Case], arch: Arch) -> list[Launch]:
 
 def _case_from(fields: dict[str, Any]) -> Case:
     kind = OptimCase if "master" in fields else RowCase if "dims" in fields else Case
-    return kind(**{**fields, "shape": tuple(fields["shape"])})
+    lists: dict[str, Any] = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return kind(**{**fields, **lists})
 
 
 def _launch_from(fields: dict[str, Any]) -> Launch:

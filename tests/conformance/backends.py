@@ -49,7 +49,8 @@ ALL = {
         Backend("triton-interp", "triton", "cpu", slow=True),
         Backend("triton", "triton", "cuda"),
         Backend("cuda", "native", "cuda", columns=native.CUDA_COLUMNS),
-        # tests/emulation/test_conformance.py runs it, in a process of its own.
+        Backend("eager-cuda", "eager", "cuda"),
+        # Tests in tests/emulation run it, in a process of its own.
         Backend("cuda-emulated", "emulated", "cpu", slow=True, columns=native.CUDA_COLUMNS),
     )
 }
@@ -63,6 +64,9 @@ if ALL["cuda-emulated"] in REQUIRED:
     install()
 DEVICE = "cuda" if any(b.device == "cuda" for b in REQUIRED) else "cpu"
 FAST = [b for b in REQUIRED if not b.slow]
+# Those whose kernels are launched: on a GPU, by Triton's interpreter or in the emulation.
+LAUNCHED = [b for b in REQUIRED if b.namespace in ("triton", "emulated") or b.name == "cuda"]
+on_launched = pytest.mark.skipif(not LAUNCHED, reason="no backend that launches kernels is to be tested")
 
 
 def each_backend(function: object = None, *, fast: bool = False) -> pytest.MarkDecorator:

@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastnorm
+from fastnorm import optim
 from fastnorm.functional import batch_norm, general_relu, group_norm, layer_norm, rms_norm
 
 from .backends import REQUIRED, Backend
@@ -153,3 +155,28 @@ def test_channels(layout: torch.memory_format, backend: Backend) -> None:
     assert torch.equal(dweight, torch.full_like(dweight, 8.0))
     for part, part_dy in zip(some(dx), some(dy), strict=True):  # both averages are lost in fp16
         assert torch.equal(part, (part_dy * wide).half())
+
+
+@pytest.mark.parametrize("name, gib", (("SGD", 10), ("Adam", 27)))
+@on_kernels
+def test_optimizer(name: str, gib: float, backend: Backend) -> None:
+    """Two steps of one bf16 parameter, with fp32 states where it has some; the last chunk has one element."""
+    need(gib, backend)
+    generator = torch.Generator().manual_seed(0)
+    pattern, grad = (torch.randn(8, generator=generator).bfloat16() for _ in range(2))
+
+    def stepped(count: int) -> Tensor:
+        p, g = (repeated(t, count, backend.device).flatten()[: 8 * count - 7] for t in (pattern, grad))
+        param = torch.nn.Parameter(p)
+        param.grad = g
+        with fastnorm.use_backend(backend.namespace):
+            optimizer = getattr(optim, name)([param], lr=0.1, weight_decay=0.01)
+            for _ in range(2):
+                optimizer.step()
+        return param.detach()
+
+    few, many = stepped(3)[:8], stepped(PAST // 8 + 1)
+    assert not torch.equal(few, pattern.to(few.device))
+    for first in (0, 2**31 - 8, 2**31, PAST - 8):
+        assert torch.equal(many[first : first + 8], few)
+    assert many.numel() == PAST + 1 and many[PAST] == few[0]

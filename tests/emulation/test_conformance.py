@@ -25,8 +25,10 @@ pytestmark = pytest.mark.skipif(
 CLUSTERS = "16,12288,65536,9"  # SMs, bytes of shared memory, bytes of L2, major version
 COOPERATIVE = "16,12288,16384,8"
 LITTLE_MEMORY = "7,8192,4096,9"
+FEW_SMS = "3,8192,4096,9"  # so that sums of squares walk through several chunks
 TABLES = "tests/conformance/test_tables.py"
 STATE = "tests/conformance/test_state.py"
+OPTIMIZERS = ("tests/conformance/test_optim_tables.py", "tests/conformance/test_optim_device.py")
 GEOMETRY = ("-k", "batch_norm and (layouts or dtypes)")  # what the plan depends on
 BATCH_NORM = ("-k", "batch_norm")
 
@@ -40,6 +42,7 @@ RUNS = {
     ),
     "little memory": ({"FASTNORM_EMULATED_GPU": LITTLE_MEMORY}, (TABLES, *GEOMETRY)),
     "modules": ({"FASTNORM_EMULATED_GPU": CLUSTERS}, (STATE, "-k", "not relu")),
+    "optimizers": ({"FASTNORM_EMULATED_GPU": FEW_SMS}, OPTIMIZERS),
 }
 LEAST_PASSED = {
     "clusters": 400,
@@ -48,6 +51,7 @@ LEAST_PASSED = {
     "clusters, other order": 100,
     "little memory": 100,
     "modules": 20,
+    "optimizers": 90,
 }
 
 

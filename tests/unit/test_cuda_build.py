@@ -56,9 +56,15 @@ def cuobjdump() -> str:
 
 
 def short_name(symbol: str) -> str:
-    """batch_norm_fwd_kernel of a Variant: "batch_norm_fwd bf16 x 8 rows"; of anything else its own name."""
+    """batch_norm_fwd_kernel of a Variant: "batch_norm_fwd bf16 x 8 rows".
+
+    An optimizer's, with the switches of its rule: "optim_step fp32 Adam 0". Of anything else its own name.
+    """
     kernel = re.search(r"\d+([a-z_]+)_kernel", symbol)
     name = kernel[1] if kernel else symbol
+    if rule := re.search(r"(optim_(?:step|squares))_kernelI([fd])(?:NS_\d+([A-Z]\w+?)I[fd]((?:Lb[01]E)+))?", symbol):
+        parts = (rule[1], DTYPES[rule[2]], rule[3], *re.findall(r"Lb([01])E", rule[4] or ""))
+        return " ".join(filter(None, parts))
     variant = re.search(r"7VariantI(?:NS_)?(8bfloat16|7float16|f|d)E?Li(\d+)ELb([01])E", symbol)
     if variant is None:
         return name
@@ -135,7 +141,7 @@ import ctypes, importlib.util, sys, torch, fastnorm.ops
 ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
 spec = importlib.util.spec_from_file_location("fastnorm._C_cuda", sys.argv[2])
 spec.loader.exec_module(importlib.util.module_from_spec(spec))
-for op in ("batch_norm_fwd", "batch_norm_bwd"):
+for op in ("batch_norm_fwd", "batch_norm_bwd", "optim_update", "optim_squares"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastnorm_native::{op}", "CUDA"), op
 """
 

@@ -66,7 +66,7 @@ def test_without_a_gpu_it_fails_plainly(
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))  # main() takes it away: put it back
     assert command.main([str(tmp_path), "--only", "tests,compare"]) == 1
-    assert capsys.readouterr().out.count("torch sees no GPU here") == 4
+    assert capsys.readouterr().out.count("torch sees no GPU here") == 5
 
 
 def test_selection() -> None:
@@ -215,6 +215,8 @@ def test_tests_that_passed_before_count(tmp_path: Path) -> None:
     assert testing.passed_before(file, testing.LARGE) == 2
     assert testing.passed_before(file, [testing.FOLDER, f"--ignore={testing.GRAPHS[0]}", "-n", "8"]) == 2
     assert testing.passed_before(file, [testing.FOLDER]) == 3
+    file.write_text("".join(f"{testing.REFERENCE[0]}::test_a[case-{name}]\n" for name in ("triton", "eager-cuda")))
+    assert testing.passed_before(file, testing.REFERENCE, ("eager-cuda",)) == 1
     nothing_left = {"passed": 0, "failed": [], "skipped": {}}
     assert testing.judged("step", 5, "", nothing_left, "triton", 12, may_skip=False).status == PASS
     assert testing.judged("memcheck", 1, "Device not supported", None, "triton", 0, may_skip=True).status == NOT_RUN

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import ledger, ledger_rows
 from benchmarks.ledger import Entry, files_behind, problems, read
+from benchmarks.ratios import all_ratios
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -167,7 +168,7 @@ def test_files_behind_an_op() -> None:
 def run_of(out: Path, backends: str = "triton", **changes: object) -> Path:
     steps = [
         {"step": step, "status": "PASS", "columns": [], "detail": f"{backends}: 7 tests passed"}
-        for step in (*ledger_rows.NEEDED, "demo")
+        for step in (*ledger_rows.NEEDED, "demo", "eager")
     ]
     run = {
         "commit": {"hash": "a" * 40, "dirty": False},
@@ -182,6 +183,29 @@ def test_rows_are_printed_for_a_run_on_this_code(tmp_path: Path) -> None:
     (row,) = ledger_rows.proven_rows(run_of(tmp_path), entries, "code")
     (entry,) = read(f"{ledger.HEADING}\n| {' | '.join(ledger.FIELDS)} |\n|---|\n{row}\n")
     assert entry.claims and entry.commit == "a" * 12 and entry.gpu == "NVIDIA H200"
+
+
+def test_the_reference_is_proven_by_its_own_step(tmp_path: Path) -> None:
+    entries = [
+        Entry("all ops", "", "eager", "unproven", "-", "-"),
+        Entry("x", "", "native", "does not exist", "-", "-"),
+    ]
+    assert [row.split("|")[1].strip() for row in ledger_rows.proven_rows(run_of(tmp_path), entries, "code")] == [
+        "all ops"
+    ]
+    steps = [{"step": step, "status": "PASS", "columns": [], "detail": "triton: 7"} for step in ledger_rows.NEEDED]
+    assert ledger_rows.proven_rows(run_of(tmp_path, steps=steps), entries, "code") == []
+
+
+def test_the_optimizers_numbers_are_those_of_all_their_cases() -> None:
+    rows = [
+        {"case": f"{op}/step", "column": op, "direction": direction, "threads": 1, "candidate": name, "status": "ok",
+         "quantiles_us": {"p50": us}}
+        for op, direction in (("adam", "step"), ("rmsprop", "step"), ("batch_norm", "fwd"))
+        for name, us in (("fastnorm", 10.0), ("eager", 30.0), ("floor:copy", 9.0))
+    ]  # fmt: skip
+    told = ledger_rows.numbers_of("optim", all_ratios(rows))
+    assert told == "0.90 of a copy's bandwidth, 3.00 x eager (median of 2 cases)"
 
 
 def test_rows_of_cuda_kernels_are_printed_where_they_were_tested(tmp_path: Path) -> None:

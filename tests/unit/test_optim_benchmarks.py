@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from benchmarks import optim as measured
 from benchmarks import timing
 from benchmarks.compare import main as compare_main
-from benchmarks.optim import Problem, candidates, measure_optim
+from benchmarks.gpu.table import target_rows
+from benchmarks.launch_count import kernels_in
+from benchmarks.optim import Problem, candidates, compiled, measure_optim
 from benchmarks.optim_cases import LISTS, OPTIM_OPS, OptimCase, optim_cases, resnet18
 from benchmarks.ratios import all_ratios
-from benchmarks.targets import OPTIM_TARGETS, judge
+from benchmarks.targets import CUDA_TARGETS, OPTIM_TARGETS, judge
 from fastnorm import optim
 
 PLAN = timing.Plan(rounds=2, least_rounds=1, batch_seconds=1e-4, budget_seconds=0.1, warm_calls=1)
@@ -57,17 +64,66 @@ def case_of(op: str) -> OptimCase:
     return OptimCase(op, "25m", "fp32")
 
 
-def test_targets_judge_the_fused_step(capsys: pytest.CaptureFixture[str]) -> None:
-    def row(candidate: str, us: float) -> dict[str, Any]:
-        return {
-            "case": "adam/step/1000x64/fp32", "op": "adam", "direction": "step", "layout": "contiguous",
-            "dtype": "fp32", "shape": [1000, 64000], "threads": 1, "candidate": candidate, "status": "ok",
-            "quantiles_us": {"p50": us},
-        }  # fmt: skip
+def fields(name: str, candidate: str, us: float, **more: Any) -> dict[str, Any]:
+    op, direction, _, dtype = name.split("/")
+    return {
+        "case": name, "op": op, "direction": direction, "layout": "contiguous", "dtype": dtype,
+        "shape": [1000, 64000], "threads": 1, "candidate": candidate, "status": "ok", "quantiles_us": {"p50": us},
+        **more,
+    }  # fmt: skip
 
+
+def test_targets_judge_the_fused_step(capsys: pytest.CaptureFixture[str]) -> None:
+    row = functools.partial(fields, "adam/step/1000x64/fp32")
     for fused, passed in ((2100.0, True), (1900.0, False)):
         rows = [row("fastnorm", 100.0), row("eager", 9000.0), row("fused", fused)]
         (verdict,) = judge(all_ratios(rows), OPTIM_TARGETS)
         assert verdict.target.parameters == "1000x64" and verdict.passed is passed
     assert compare_main(["--op", "adam", "--case", "adamw/step/resnet18", "--list"]) == 0
     assert capsys.readouterr().out.split() == ["adamw/step/resnet18/fp32", "adamw/step/resnet18/bf16"]
+
+
+@pytest.mark.parametrize("us, launches, passed", ((59.0, 1, True), (61.0, 1, False), (59.0, 2, False)))
+def test_a_gpu_target_holds_host_time_and_launches(us: float, launches: int, passed: bool, tmp_path: Path) -> None:
+    rows = [fields("adam/call/1000x64/fp32", "fastnorm", us, launches=launches)]
+    rows.append(fields("adam/call/1000x64/fp32", "eager", 3000.0, launches=40))
+    (verdict,) = judge(all_ratios(rows), CUDA_TARGETS)
+    assert verdict.target.host == 60 and verdict.target.launches == 1 and verdict.passed is passed
+    results = tmp_path / "compare.json"
+    results.write_text(json.dumps({"rows": rows}))
+    ((_, said, told),) = target_rows(results)
+    assert said == ("PASS" if passed else "below") and f"{us:.0f} us of host time, {launches} launches" in told
+
+
+def test_every_gpu_target_of_the_optimizers_has_cases() -> None:
+    rows = [vars(case) | {"case": case.name, "shape": list(case.shape)} for case in optim_cases("cuda")]
+    taken = [next((t.name for t in CUDA_TARGETS if t.judges(row)), None) for row in rows]
+    assert None not in taken
+    assert {name for name in taken if name} == {t.name for t in CUDA_TARGETS if set(t.ops) & OPTIM_OPS.keys()}
+
+
+def test_kernels_are_told_from_copies_and_ranges() -> None:
+    cats = ("kernel", "gpu_memcpy", "gpu_memset", "gpu_user_annotation", "cuda_runtime", "kernel")
+    assert kernels_in({"traceEvents": [{"name": str(i), "cat": cat} for i, cat in enumerate(cats)] + [{}]}) == [
+        "0",
+        "5",
+    ]
+
+
+def test_a_call_is_timed_on_the_host_and_its_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "HostClock", timing.ThreadClock)
+    monkeypatch.setattr(measured, "launched_kernels", lambda run: run() or ["kernel"])
+    rows = measure_optim(OptimCase("adam", "1000x64", "fp32", direction="call"), PLAN, threads=1)
+    assert {row["candidate"]: row["launches"] for row in rows} == {
+        name: 1 for name in ("fastnorm", "eager", "foreach", "fused")
+    }
+
+
+@pytest.mark.parametrize("op", [op for op, spec in OPTIM_OPS.items() if not spec.clip])
+def test_the_compiled_peer_takes_the_same_steps(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_with = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", compile_with)
+    case = OptimCase(op, "1000x64", "fp32")
+    problem = Problem(case)
+    run = compiled(getattr(torch.optim, case.spec.torch_class), list(problem.params), dict(case.spec.options))
+    assert not problem.complaint("compile", run)

@@ -16,6 +16,7 @@ import torch
 import fastnorm
 from benchmarks.cases import all_cases
 from benchmarks.gpu.testing import SHORT_LIST as SANITIZED
+from benchmarks.optim_cases import optim_cases
 from fastnorm.ops import triton as triton_ops
 from fastnorm.testing.cases import Case as ConformanceCase
 from fastnorm.testing.cases import NormCase, RowCase
@@ -27,17 +28,16 @@ pytest.importorskip("triton")
 
 from benchmarks.launch_plans import Planned, describe, launched, launches, recording
 from tests.conformance.captured import STEPS
-from tests.unit.test_triton_aot import LONG, PAST, ROWS, SHORT, every_kernel
+from tests.unit.test_triton_aot import LONG, PAST, RESIDENT, ROWS, SHORT, every_kernel
 
 SMS = (132, 108, 16)
-BENCHMARKED = list(dict.fromkeys(launched(case) for case in all_cases("cuda")))
+BENCHMARKED = list(dict.fromkeys(launched(case) for case in [*all_cases("cuda"), *optim_cases("cuda")]))
 REAL = list(dict.fromkeys([*BENCHMARKED, *SHORT, *LONG, *ROWS, *PAST]))
 # Kernels that no case of the conformance table launches, and the tests that compute-sanitizer runs for them.
-ELSEWHERE = {"optim_step_kernel": "tests/conformance/test_optim_triton.py::test_sizes_around_blocks_and_chunks"}
+ELSEWHERE = {"optim_step_kernel": "tests/conformance/test_optim_device.py::test_sizes_around_blocks_and_chunks"}
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 WORK = 16384  # values, the most that one program holds: a tensor of so many times the programs allows them
 WARPS = 8  # of a program; one of 16 warps counts as two
-FULL = 0.8  # of the slots, at least: where a column's tiles divide so, all programs end sooner with some left empty
 NARROW_ROWS = 64  # of shorter rows, a mean and an rstd each are not a small part of the tensor
 
 
@@ -47,7 +47,7 @@ def every_plan() -> list[object]:
 
 def of_tensor(case: Case, planned: Planned) -> int:
     """How many tensors of x's size the launch reads or writes."""
-    return sum(elements == math.prod(case.shape) for elements, _ in planned.tensors.values())
+    return sum(elements == case.elements for elements, _ in planned.tensors.values())
 
 
 @pytest.mark.parametrize("case, sms", every_plan())
@@ -58,8 +58,39 @@ def test_plan(case: Case, sms: int) -> None:
         told = f"{describe(case)}: {one}"
         assert all(1 <= n <= most for n, most in zip(one.grid, LARGEST_GRID, strict=False)), told
         assert one.warps in (1, 2, 4, 8, 16) and all(n & (n - 1) == 0 for n in one.blocks.values()), told
-        if of_tensor(case, one) and math.prod(case.shape) >= 2 * sms * WORK:
-            assert one.programs * max(1, one.warps / WARPS) >= FULL * 2 * sms, told
+        if of_tensor(case, one) and case.elements >= 2 * sms * WORK:
+            assert fills(one, sms) or no_fuller_wave_ends_sooner(one, sms), told
+
+
+def fills(one: Planned, sms: int) -> bool:
+    """Two programs for every SM."""
+    return one.programs * max(1, one.warps / WARPS) >= 2 * sms
+
+
+def no_fuller_wave_ends_sooner(one: Planned, sms: int) -> bool:
+    """The one exemption: a reduction whose programs walk through tiles, in one wave, so that it has no tail.
+
+    Either no column can have one more share in that wave; or however many more there is room for, the longest share
+    stays as long, and more shares would only mean more partial results.
+    """
+    if one.walk is None:
+        return False
+    columns, shares, tiles = one.walk
+    slots = sms * max(1, RESIDENT[one.kernel] * WARPS // max(WARPS, one.warps))
+    longest = -(-tiles // shares)
+    return columns * shares <= slots and all(-(-tiles // s) == longest for s in range(shares + 1, slots // columns + 1))
+
+
+def test_an_idle_sm_is_seen() -> None:
+    """The exemption excuses no grid that could be fuller and end sooner."""
+    (one,) = [p for p in launches(SHORT[0], 132) if p.kernel == "batch_norm_bwd_reduce_kernel"]
+    assert one.walk is not None and not no_fuller_wave_ends_sooner(dataclasses.replace(one, walk=None), 132)
+    columns, shares, tiles = one.walk
+    half = dataclasses.replace(one, grid=(columns, shares // 2), walk=(columns, shares // 2, tiles))
+    assert fills(half, 132) is no_fuller_wave_ends_sooner(half, 132) is False
+    uneven = dataclasses.replace(one, grid=(1, 128), walk=(1, 128, 4096))  # 32 tiles each; with 137 shares 30
+    assert not no_fuller_wave_ends_sooner(uneven, 132)
+    assert no_fuller_wave_ends_sooner(dataclasses.replace(uneven, walk=(1, 256, 4096)), 132)  # 16 each, with 264 too
 
 
 def budget(case: Case, op: str, passes: int) -> int:
@@ -78,8 +109,8 @@ def check_bytes(case: Case, planned: list[Planned]) -> None:
     for op in {one.op for one in planned}:
         touched = [count for one in planned if one.op == op and (count := of_tensor(case, one))]
         assert len(touched) <= 2 and sum(touched) <= budget(case, op, len(touched)), (op, touched)
-    small = [size for one in planned for elements, size in one.tensors.values() if elements < math.prod(case.shape)]
-    if math.prod(case.shape) >= 2**24 and shortest_set(case) >= NARROW_ROWS:
+    small = [size for one in planned for elements, size in one.tensors.values() if elements < case.elements]
+    if case.elements >= 2**24 and shortest_set(case) >= NARROW_ROWS:
         assert sum(small) <= 0.05 * sum(one.bytes for one in planned), f"{sum(small) / 1e6:.1f} MB beside the tensors"
 
 

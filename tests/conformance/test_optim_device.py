@@ -1,4 +1,7 @@
-"""The Triton step of the optimizers, under the interpreter (or on a GPU), against torch.optim in float64."""
+"""The step of the optimizers on a device, against torch.optim in float64: Triton's kernel, and on a GPU CUDA C++'s.
+
+Without a GPU Triton's runs under its interpreter, and tests/emulation runs this file with CUDA C++'s in its place.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,16 @@ from fastnorm import optim
 from fastnorm.optim.device import DeviceStep
 from fastnorm.testing.compare import Expectation, check
 from fastnorm.testing.optim import check_step, make_params, set_grads
-from tests.conformance.backends import DEVICE, REQUIRED
+from tests.conformance.backends import DEVICE, LAUNCHED, on_launched
 from tests.conformance.test_optim_oracle import NAMES, options
 
-pytestmark = pytest.mark.skipif(all(b.namespace != "triton" for b in REQUIRED), reason="triton is not to be tested")
+pytestmark = on_launched
 
 
-@pytest.fixture(autouse=True)
-def _triton() -> Iterator[None]:
-    with fastnorm.use_backend("triton"):
-        yield
+@pytest.fixture(autouse=True, params=LAUNCHED, ids=str)
+def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
+    with fastnorm.use_backend(request.param.namespace):
+        yield request.param.namespace
 
 
 def on_device(params: list[Tensor]) -> list[Tensor]:
@@ -35,8 +38,6 @@ def follow(name: str, kwargs: dict[str, Any], shapes: Any, dtype: torch.dtype, s
     ours = getattr(optim, name)(params, **kwargs)
     for step in range(steps):
         set_grads(params, seed=step + 1)
-        for p in params:
-            p.grad = None if p.grad is None else p.grad.to(DEVICE)
         check_step(ours, params, lambda ps: getattr(torch.optim, name)(ps, **kwargs), f"{name} {kwargs}, step {step}")
     return ours
 
@@ -70,7 +71,7 @@ def test_numbers_from_the_host_are_those_from_the_device(name: str, monkeypatch:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_compiled_kernels_give_the_same(name: str) -> None:
+def test_the_kernels_of_the_cpu_give_the_same(name: str, namespace: str) -> None:
     """Options that torch.optim does not have included."""
     more: dict[str, Any] = {"decoupled_weight_decay": True}
     if name == "SGD":
@@ -85,8 +86,8 @@ def test_the_compiled_kernels_give_the_same(name: str) -> None:
     if name == "SGD":
         kwargs["nesterov"] = False
     results = []
-    for backend in ("triton", "native"):
-        params = make_params([(40,), (3, 5)], torch.float64)
+    for backend, device in ((namespace, DEVICE), ("native", "cpu")):
+        params = [torch.nn.Parameter(p.detach().to(device)) for p in make_params([(40,), (3, 5)], torch.float64)]
         with fastnorm.use_backend(backend):
             optimizer = getattr(optim, name)(params, **kwargs)
             for step in range(3):
@@ -94,7 +95,7 @@ def test_the_compiled_kernels_give_the_same(name: str) -> None:
                 optimizer.step()
         results.append(params)
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a.cpu(), b)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -184,7 +185,7 @@ def test_what_lies_on_the_device_is_uploaded_once() -> None:
     held = []
     for _ in range(3):
         optimizer.step()
-        held.append({k: v[1].data_ptr() for k, v in optimizer._plan.sole.table._held.items()})
+        held.append([(p.table.data_ptr(), p.chunks.data_ptr()) for p in optimizer._plan.sole.table.parts])
     assert held[0] == held[1] == held[2]
 
 
