@@ -1,6 +1,6 @@
 """fastnorm: fused normalization layers, activations and optimizers that drop into PyTorch models."""
 
-from fastnorm import functional, nn, optim
+from fastnorm import functional, init, nn, optim
 from fastnorm._version import __version__
 from fastnorm.nn import (
     BatchNorm1d,
@@ -40,6 +40,7 @@ __all__ = [
     "available_backends",
     "explain",
     "functional",
+    "init",
     "nn",
     "optim",
     "use_backend",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastnorm.testing import conform
-from fastnorm.testing.cases import Case, tiny
+from fastnorm.testing.cases import Named, tiny
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Backend:
     device: str
     slow: bool = False  # interpreted: tiny cases only
 
-    def conform(self, case: Case) -> dict[str, Tensor]:
+    def conform(self, case: Named) -> dict[str, Tensor]:
         return conform(case, self.namespace, self.device)
 
-    def takes(self, case: Case) -> bool:
+    def takes(self, case: Named) -> bool:
         if not self.slow:
             return True
         # Triton 3.6's interpreter loses the low bits of a bf16 denormal that it converts to fp32.
@@ -58,7 +58,7 @@ def each_backend(function: object = None, *, fast: bool = False) -> pytest.MarkD
     return pytest.mark.parametrize("backend", FAST if fast else REQUIRED, ids=str)
 
 
-def over(cases: Sequence[Case], *, interpret_every: int = 1, eager_every: int = 1) -> pytest.MarkDecorator:
+def over(cases: Sequence[Named], *, interpret_every: int = 1, eager_every: int = 1) -> pytest.MarkDecorator:
     """Parametrize over cases and, for each, the required backends that can take it.
 
     interpret_every thins out the cases of the interpreted backend, eager_every those of plain PyTorch. Backends vary

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "autograd": {"autograd", "ops", "eager"},
     "functional": {"functional", "autograd", "ops", "activation", "checks"},
     "nn": {"nn", "functional", "activation"},
+    "init": {"init", "functional", "activation"},
     "optim": {"optim", "autograd", "ops", "eager"},
     "report": {"_version", "ops", "_build"},
 }
