@@ -2,6 +2,8 @@
 
 from fastnorm import functional, init, nn, optim
 from fastnorm._version import __version__
+from fastnorm.inputs import Normalize
+from fastnorm.lr_finder import LrCurve, lr_find
 from fastnorm.nn import (
     BatchNorm1d,
     BatchNorm2d,
@@ -20,8 +22,10 @@ from fastnorm.nn import (
 )
 from fastnorm.ops.backend import available_backends, use_backend
 from fastnorm.report import explain
+from fastnorm.stats import ActivationStats
 
 __all__ = [
+    "ActivationStats",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -34,6 +38,8 @@ __all__ = [
     "LayerNorm2d",
     "LessonBatchNorm",
     "LessonLayerNorm",
+    "LrCurve",
+    "Normalize",
     "RMSNorm",
     "SyncBatchNorm",
     "__version__",
@@ -41,6 +47,7 @@ __all__ = [
     "explain",
     "functional",
     "init",
+    "lr_find",
     "nn",
     "optim",
     "use_backend",

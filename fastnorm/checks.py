@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MOST_BINS = 1024  # of a histogram: what one program of a GPU counts in
+MOST_BINS = 255  # of a histogram: with one more for what lies outside, all that a GPU program holds in registers
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -79,7 +79,7 @@ def check_groups(x: Tensor, num_groups: int, unbiased: bool) -> None:
 
 
 def checked_bins(bins: int, range: tuple[float, float]) -> tuple[float, float]:
-    """The ends of a histogram's range; ValueError for one without values, and for a number of bins that is too large."""
+    """The ends of a histogram's range; ValueError for one that is empty or not finite, and for too many bins."""
     if not isinstance(bins, int) or not 1 <= bins <= MOST_BINS:
         raise ValueError(f"bins must be an int from 1 to {MOST_BINS}, got {bins!r}")
     low, high = range

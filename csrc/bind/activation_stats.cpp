@@ -10,7 +10,7 @@
 namespace fastnorm {
 namespace {
 
-constexpr int64_t kMostBins = 1024;  // as in fastnorm/checks.py
+constexpr int64_t kMostBins = 255;  // as in fastnorm/checks.py
 
 // Squares of what is this much smaller do not overflow fp32, nor do their sums.
 constexpr double kSmallUnit = 1.0 / (int64_t{1} << 40) / (int64_t{1} << 40);

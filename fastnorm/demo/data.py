@@ -13,6 +13,7 @@ from torch import Tensor
 from fastnorm.demo.idx import find_files, read_idx
 from fastnorm.demo.settings import DemoError, require
 from fastnorm.demo.shapes import draw
+from fastnorm.inputs import Normalize
 
 CLASSES = 10
 VALID_SHARE = 0.2
@@ -50,10 +51,11 @@ def load(name: str, *, root: Path, seed: int) -> Data:
 
 def normalised(data: Data) -> Data:
     """Shift and scale both image sets by the training images' mean and standard deviation."""
-    mean, std = data.train_x.mean(), data.train_x.std()
-    if not std > 0:
-        raise DemoError("the training images are all the same, so they cannot be normalised")
-    return dataclasses.replace(data, train_x=(data.train_x - mean) / std, valid_x=(data.valid_x - mean) / std)
+    try:
+        norm = Normalize.of(data.train_x)
+    except ValueError as error:
+        raise DemoError("the training images are all the same, so they cannot be normalised") from error
+    return dataclasses.replace(data, train_x=norm(data.train_x), valid_x=norm(data.valid_x))
 
 
 def split(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:

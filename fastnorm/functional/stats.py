@@ -20,7 +20,7 @@ def activation_stats(
 
     Args:
         x: any shape, fp64, fp32, bf16 or fp16; no gradient flows through.
-        bins: from 1 to 1024.
+        bins: from 1 to 255.
         range: the lowest and the highest |x| that is counted. Values outside, and NaN, are not, as in `torch.histc`.
         backend: "eager", "native", "triton", "auto"; None leaves the choice to `use_backend`.
 

@@ -1,4 +1,4 @@
-"""Layer-wise sequential unit variance: weights scaled and biases shifted until each layer's output has mean 0, std 1."""
+"""Layer-wise sequential unit variance: weights are scaled, biases shifted, until each output has mean 0 and std 1."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def lsuv_(
     Args:
         model: any module.
         batch: what the model is called with: a tensor, a sequence of arguments or a mapping of named ones.
-        modules: the layers (with `weight`, and `bias` or not), or their types; None: every linear and convolutional one.
+        modules: the layers (with `weight`, and `bias` or not), or their types; None: all linear and convolutional ones.
         measure: "layer" looks at the layer's own output, where the goal can be reached whatever follows; "activation"
             looks behind the activation module that follows it. There GeneralRelu with a leak and a sub can reach it,
             ReLU and tanh cannot: such a layer keeps the weights that came nearest (of ReLU: with most values at 0).
@@ -139,9 +139,9 @@ def _settle(
         if tries == max_iter or since == PATIENCE or seen.std == 0:
             break
         if bias is not None:
-            bias -= seen.mean
+            bias.sub_(seen.mean)
         for t in tensors:
-            t /= seen.std
+            t.div_(seen.std)
         tries += 1
         before, seen = seen, probe.reading(point)
         if tries == 1 and seen is not None and seen.near(before, tol / 10):

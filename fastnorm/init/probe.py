@@ -98,18 +98,20 @@ class Probe:
         else:
             self.model(*self.batch)
 
-    def order(
-        self, layers: Sequence[nn.Module], *, behind: bool
-    ) -> tuple[list[nn.Module], dict[nn.Module, nn.Module]]:
+    def order(self, layers: Sequence[nn.Module], *, behind: bool) -> tuple[list[nn.Module], dict[nn.Module, nn.Module]]:
         """The layers in the order in which they first run, and where each is measured.
 
         behind: at the activation that follows, which a layer may lack: a leaf without parameters or buffers that keeps
         the shape, or a norm with an activation of its own, before the next layer runs.
         """
         trace: list[tuple[nn.Module, bool]] = []  # every leaf that ran, and whether it may be an activation
+
+        def note(module: nn.Module, given: Any, out: Any) -> None:
+            trace.append((module, may_act(module, given, out)))
+
         wanted = set(layers)
         leaves = [m for m in self.model.modules() if m in wanted or next(m.children(), None) is None]
-        handles = [m.register_forward_hook(lambda m, given, out: trace.append((m, may_act(m, given, out)))) for m in leaves]
+        handles = [module.register_forward_hook(note) for module in leaves]
         try:
             self._run()
         finally:

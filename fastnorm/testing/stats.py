@@ -19,6 +19,11 @@ from fastnorm.testing.problems import DATA, Draw
 from fastnorm.testing.rounding import Statistics, unit_of
 
 NAMES = ("mean", "std", "hist")
+# What sums, squares or counts may get wrong.
+LOSSY = (
+    *("offset_1e2", "offset_1e4", "narrow_100", "constant", "zeros", "minus_zeros", "two_values", "drift"),
+    *("outlier_first", "outlier", "tiny", "nan", "inf", "both_infs"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,9 @@ def stats_cases() -> list[StatsCase]:
     cases += [
         StatsCase((67, 31), dtype=dtype, bins=bins, low=low, high=high)
         for dtype in ("fp32", "bf16")
-        for bins, low, high in ((1, 0.0, 10.0), (7, 0.3, 1.7), (64, -1.0, 0.5), (1024, 0.0, 3.0), (3, 5.0, 5.5))
+        for bins, low, high in ((1, 0.0, 10.0), (7, 0.3, 1.7), (64, -1.0, 0.5), (255, 0.0, 3.0), (3, 5.0, 5.5))
     ]
-    cases += [
-        StatsCase((13, 17, 11), dtype=dtype, data=data)
-        for data in ("offset_1e2", "offset_1e4", "narrow_100", "constant", "zeros", "minus_zeros", "two_values", "drift",
-                     "outlier_first", "outlier", "tiny", "nan", "inf", "both_infs")
-        for dtype in ("fp32", "bf16")
-    ]  # fmt: skip
+    cases += [StatsCase((13, 17, 11), dtype=dtype, data=data) for data in LOSSY for dtype in ("fp32", "bf16")]
     cases += [StatsCase((13, 17, 11), data=f"scale_1e{power}") for power in (18, 19, 20)]
     return [*cases, StatsCase((0, 3)), StatsCase((2, 0, 5), dtype="bf16")]
 

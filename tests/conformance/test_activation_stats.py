@@ -1,4 +1,4 @@
-"""activation_stats on every backend: the rule, exact counts, the same bits for any threads, edges, torch's own checks."""
+"""activation_stats on every backend: the rule, exact counts, edges, the same bits for any threads, torch's checks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fastnorm.testing import StatsCase
 from fastnorm.testing.stats import long_stats_cases, stats_cases, stats_problem, stats_results
 
 from .backends import DEVICE, REQUIRED, Backend, each_backend, over, random
-from .test_opcheck import LAYOUTS_OF_BACKENDS, opcheck
 from .test_opcheck import LAYOUTS as OPCHECKED
+from .test_opcheck import LAYOUTS_OF_BACKENDS, opcheck
 
 
 @over(stats_cases(), interpret_every=2)
@@ -70,7 +70,7 @@ def test_bits_do_not_depend_on_place(backend: Backend) -> None:
     values = random(40_001)
     wanted = activation_stats(values, backend=backend.namespace)
     for offset in (1, 3, 5, 17):
-        moved = torch.cat([torch.full((offset,), torch.nan), values, torch.full((3,), torch.nan)])[offset : offset + 40_001]
+        moved = torch.cat([torch.full((offset,), torch.nan), values])[offset:]
         got = activation_stats(moved, backend=backend.namespace)
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True)), offset
 
@@ -95,9 +95,9 @@ def test_more_values_than_a_16_bit_counter_holds(backend: Backend) -> None:
     assert hist[3] == n == hist.sum() and mean == 0.75 and std == 0
 
 
-@pytest.mark.parametrize("bins", (0, -1, 1025, 2.0, "40", None))
+@pytest.mark.parametrize("bins", (0, -1, 256, 2.0, "40", None))
 def test_wrong_bins(bins: object) -> None:
-    with pytest.raises(ValueError, match="bins must be an int from 1 to 1024"):
+    with pytest.raises(ValueError, match="bins must be an int from 1 to 255"):
         activation_stats(torch.ones(3), bins)  # type: ignore[arg-type]
 
 

@@ -95,7 +95,9 @@ def test_a_deep_net_keeps_the_size_of_its_signal(leak: float) -> None:
     assert 0.6 < float(out.square().mean().sqrt()) / init.gain_of(fastnorm.GeneralRelu(leak)) < 1.6
 
 
-@pytest.mark.parametrize("layer", (nn.Linear(6, 5), nn.Conv1d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv3d(2, 4, 3)), ids=str)
+@pytest.mark.parametrize(
+    "layer", (nn.Linear(6, 5), nn.Conv1d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv3d(2, 4, 3)), ids=str
+)
 def test_init_weights(layer: nn.Module) -> None:
     nn.init.ones_(layer.bias)
     torch.manual_seed(5)
