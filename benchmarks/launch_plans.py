@@ -74,6 +74,8 @@ def plan_lines(columns: Collection[str] = ()) -> list[str]:
 def launched(case: Case) -> triton_aot.Case:
     """The tensors and options that a case gives to the launchers."""
     spec, channels_last = case.spec, case.layout == "channels_last"
+    if spec.kind == "stats":
+        return triton_aot.StatsCase(case.shape, case.dtype, channels_last)
     options = (case.shape, case.dtype, channels_last, spec.act, spec.residual, spec.training)
     problem = case.problem
     if not isinstance(problem, RowCase):

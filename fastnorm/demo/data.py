@@ -25,7 +25,7 @@ DIGITS_SCALE = 2
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Images [N, 1, H, W], float32, mean 0 and std 1 over the training images, with labels [N], int64."""
+    """Images [N, 1, H, W], float32, with labels [N], int64; as `load` gives them, training images have mean 0, std 1."""
 
     train_x: Tensor
     train_y: Tensor
@@ -43,10 +43,14 @@ def load(name: str, *, root: Path, seed: int) -> Data:
 
     Raises DemoError if a package or a file is missing or damaged.
     """
+    return normalised(load_raw(name, root=root, seed=seed))
+
+
+def load_raw(name: str, *, root: Path, seed: int) -> Data:
+    """As load, but the images as they are: from 0 to 1, the digits to 16, the shapes with noise beyond."""
     if name == "shapes":
-        return normalised(_divided(*draw(seed), seed))
-    data = _load_digits(seed) if name == "digits" else _load_fashion_mnist(root)
-    return normalised(data)
+        return _divided(*draw(seed), seed)
+    return _load_digits(seed) if name == "digits" else _load_fashion_mnist(root)
 
 
 def normalised(data: Data) -> Data:
