@@ -25,7 +25,7 @@ DIGITS_SCALE = 2
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Images [N, 1, H, W], float32, with labels [N], int64; as `load` gives them, training images have mean 0, std 1."""
+    """Images [N, 1, H, W], float32, with labels [N], int64. `load` makes the training images' mean 0 and std 1."""
 
     train_x: Tensor
     train_y: Tensor

@@ -46,7 +46,7 @@ def dead_chart(layers: Sequence[LayerStats]) -> Figure:
     figure, grid = _grid("Share of activations in the smallest bin", layers)
     for layer, axes in zip(layers, grid, strict=False):
         axes.plot(layer.smallest.tolist(), color="#c2410c", linewidth=1)
-        axes.set(title=layer.label, xlabel="training batch", ylabel="share in the smallest bin", ylim=(0, 1))
+        axes.set(title=layer.label, xlabel="training batch", ylabel="share in the smallest bin", ylim=(-0.02, 1.05))
         axes.grid(alpha=0.3)
     return figure
 
