@@ -90,8 +90,9 @@ def measure(batch: int, side: int, threads: int, plan: Plan) -> list[dict[str, A
         )  # fmt: skip
         spread = f"[{quantiles['p25'] / 1e3:.2f} .. {quantiles['p75'] / 1e3:.2f}]"
         noisy = " noisy" if timing.noisy else ""
+        size = f"batch {batch:4d} of {side} x {side}, threads {threads}"
         print(
-            f"batch {batch:4d} of {side} x {side}, threads {threads}: {name:16} {quantiles['p50'] / 1e3:8.2f} ms {spread}"
+            f"{size}: {name:16} {quantiles['p50'] / 1e3:8.2f} ms {spread}"
             f"{'' if name == 'plain' else f'  {share:+.1%}'}{noisy}",
             flush=True,
         )
