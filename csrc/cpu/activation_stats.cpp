@@ -16,7 +16,8 @@ namespace {
 // Chunks between two emptyings of the tables: no number of 32 bits can overflow.
 constexpr int64_t kEmptied = (int64_t{1} << 31) / kStatsChunk;
 
-// Counts into one table a lane, table[bin * lanes + lane]: two neighbours never wait for one number.
+// Counts into one table a lane, table[bin * lanes + lane]: two neighbours never wait for one number. The slots of a run
+// go through memory, for taking numbers out of a vector one by one costs more than counting them.
 template <class T>
 class Histogram {
  public:
@@ -25,11 +26,14 @@ class Histogram {
     for (int k = 0; k < L; ++k) lane_[k] = k;
   }
 
-  FASTNORM_INLINE void count(vec_t<T> x, int n) const {
-    const Slots at = __builtin_convertvector(bins_.position(x), Slots) * L + lane_;
-    decltype(at[0] + 0) slots[L];
-    std::memcpy(slots, &at, sizeof at);
-    for (int k = 0; k < n; ++k) ++table_[slots[k]];
+  // Of the vector at place `at` of the run.
+  FASTNORM_INLINE void find(vec_t<T> x, int64_t at) {
+    const Slots slots = __builtin_convertvector(bins_.position(x), Slots) * L + lane_;
+    std::memcpy(slots_ + at, &slots, sizeof slots);
+  }
+  FASTNORM_INLINE void count(int64_t n) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < n; ++i) ++table_[static_cast<uint32_t>(slots_[i])];
   }
 
  private:
@@ -39,6 +43,7 @@ class Histogram {
   const Bins<vec_t<T>> bins_;
   uint32_t* const table_;
   Slots lane_{};
+  std::conditional_t<sizeof(acc_t<T>) == 8, int64_t, int32_t> slots_[kChain * L];
 };
 
 template <bool kCount, class T>
@@ -46,27 +51,27 @@ ChannelSums chunk(const ActivationStatsArgs& args, const Around& around, uint32_
   using V = vec_t<T>;
   constexpr int L = kLanes<T>;
   const T* x = static_cast<const T*>(args.x) + begin;
-  const int64_t n = end - begin;
   const V near = splat<V>(static_cast<acc_t<T>>(around.shift)), unit = splat<V>(static_cast<acc_t<T>>(around.unit));
   Histogram<T> histogram(args, table);
   V s{}, q{};
   WideSum<V> wide_s, wide_q;
-  for (int64_t i = 0; i < n;) {
-    const int64_t stop = i + kChain * L < n ? i + kChain * L : n;
-    for (; i + L <= stop; i += L) {
-      const V v = load(x + i), d = (v - near) * unit;
+  each_chain<T>(end - begin, [&](int64_t first, int64_t n) {
+    const T* run = x + first;
+    int64_t i = 0;
+    for (; i + L <= n; i += L) {
+      const V v = load(run + i), d = (v - near) * unit;
       s += d, q += d * d;
-      if constexpr (kCount) histogram.count(v, L);
+      if constexpr (kCount) histogram.find(v, i);
     }
-    if (i < stop) {
-      const int left = static_cast<int>(stop - i);
-      const V v = load_first(x + i, left), d = keep_first<T>((v - near) * unit, left);
+    if (i < n) {
+      const int left = static_cast<int>(n - i);
+      const V v = load_first(run + i, left), d = keep_first<T>((v - near) * unit, left);
       s += d, q += d * d;
-      if constexpr (kCount) histogram.count(v, left);
-      i = stop;
+      if constexpr (kCount) histogram.find(v, i);
     }
+    if constexpr (kCount) histogram.count(n);
     wide_s.take(s), wide_q.take(q);
-  }
+  });
   return {wide_s.total(), wide_q.total()};
 }
 

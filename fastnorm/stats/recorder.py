@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastnorm.functional import activation_stats
+from fastnorm.checks import FLOATING, checked_bins
+from fastnorm.functional.stats import measured
 from fastnorm.stats import pictures
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class ActivationStats:
         bins, range: of the histogram of |activation|, as in `functional.activation_stats`.
         training_only: leave out what runs in eval mode.
 
-    Raises: ValueError where no module is left. The figures need matplotlib, else ImportError.
+    Raises: ValueError where no module is left, or for wrong bins or range; the figures ImportError without matplotlib.
     Source: fast.ai's ActivationStats.
     """
 
@@ -85,7 +86,7 @@ class ActivationStats:
         range: tuple[float, float] = (0.0, 10.0),
         training_only: bool = True,
     ) -> None:
-        self.bins, self.range, self.training_only = bins, range, training_only
+        self.bins, self.range, self.training_only = bins, checked_bins(bins, range), training_only
         chosen = {module: name for name, module in model.named_modules() if _wanted(filter, module)}
         if not chosen:
             raise ValueError(f"filter {filter!r} leaves no module of the model")
@@ -95,12 +96,14 @@ class ActivationStats:
         ]
 
     def _hook(self, layer: LayerStats) -> Callable[[nn.Module, Any, Any], None]:
+        bins, (low, high) = self.bins, self.range
+
         def record(module: nn.Module, given: Any, out: Any) -> None:
             if self.training_only and not module.training:
                 return
-            x = _first_tensor(out)
-            if x is not None:
-                layer.records.append(activation_stats(x, self.bins, self.range))
+            x = out if isinstance(out, Tensor) else _first_tensor(out)
+            if x is not None and x.dtype in FLOATING:
+                layer.records.append(measured(x, bins, low, high))
                 layer.sizes.append(x.numel())
 
         return record
@@ -180,6 +183,4 @@ def _wanted(filter: Filter, module: nn.Module) -> bool:
 
 
 def _first_tensor(out: Any) -> Tensor | None:
-    if isinstance(out, (tuple, list)):
-        out = next((one for one in out if isinstance(one, Tensor)), None)
-    return out if isinstance(out, Tensor) and out.is_floating_point() else None
+    return next((one for one in out if isinstance(one, Tensor)), None) if isinstance(out, (tuple, list)) else None

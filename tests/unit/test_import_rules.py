@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "figures": set(),
     "inputs": set(),
     "lr_finder": {"figures"},
-    "stats": {"stats", "functional", "figures"},
+    "stats": {"stats", "functional", "figures", "checks"},
     "init": {"init", "functional", "activation"},
     "optim": {"optim", "autograd", "ops", "eager"},
     "report": {"_version", "ops", "_build"},

@@ -162,6 +162,10 @@ def test_summary() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="leaves no module"):
         ActivationStats(net(), nn.Linear)
+    with pytest.raises(ValueError, match="bins must be"):
+        ActivationStats(net(), bins=0)
+    with pytest.raises(ValueError, match="range must be"):
+        ActivationStats(net(), range=(1.0, 1.0))
     with pytest.raises(KeyError):
         ActivationStats(net())["none"]
 
