@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from fastnorm.testing.cases import ACTS, NormCase, ReluCase, RowCase
 from fastnorm.testing.cases import DTYPES as TORCH_DTYPES
+from fastnorm.testing.stats import StatsCase
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, tuple[Shape, ...]]  # by device
@@ -36,6 +37,12 @@ GROUPED: Shapes = {
 INSTANCES: Shapes = {"cpu": (FEW_IMAGES, FRESH_PAGES), "cuda": ((256, 64, 56, 56), (8, 64, 512, 512))}
 POSITIONS: Shapes = {"cpu": ((8, 96, 56, 56), (8, 384, 14, 14)), "cuda": ((256, 96, 56, 56), (256, 384, 14, 14))}
 
+# The lessons' first layer at their batch size, a large activation, a tiny one.
+STATS: Shapes = {
+    "cpu": ((1024, 8, 14, 14), (32, 64, 56, 56), TINY),
+    "cuda": ((1024, 8, 14, 14), (256, 64, 56, 56), TINY),
+}
+
 ACT = "full"  # leak, sub and maxv
 LEAK, SUB, MAXV = (number for number in ACTS[ACT].numbers if number is not None)
 MOMENTUM, EPS, GROUPS = 0.1, 1e-5, 32
@@ -48,7 +55,7 @@ class Op:
     """What an op name of the benchmark computes: `act(norm(x) + residual)`, through functions or modules."""
 
     column: str  # the file name that the op has in every folder
-    kind: str = "batch"  # which norm; "none" for the activation alone
+    kind: str = "batch"  # which norm; "none" for the activation alone, "stats" for activation_stats
     act: bool = False
     residual: bool = False
     training: bool = True
@@ -90,6 +97,7 @@ OPS = {
     "group_norm_act_module": Op("row_norm", "group", act=True, module=True, shapes=at(TINY)),
     "instance_norm": Op("row_norm", "instance", shapes=INSTANCES),
     "layer_norm_2d": Op("row_norm", "position", shapes=POSITIONS),
+    "activation_stats": Op("activation_stats", "stats", training=False, shapes=STATS),
 }
 
 
@@ -121,7 +129,7 @@ class Case:
     @property
     def repeated_dim(self) -> int:
         """The dim along which a small problem is repeated: statistics lie in one channel, or in one sample."""
-        return 0 if self.spec.column == "row_norm" else 1
+        return 0 if self.spec.column in ("row_norm", "activation_stats") else 1
 
     @property
     def distinct(self) -> int:
@@ -130,12 +138,16 @@ class Case:
         At most 8 channels, or samples of 4 million elements, and so many that they divide all.
         """
         size = self.shape[self.repeated_dim]
+        if self.spec.kind == "stats":  # of all values together
+            return size
         most = 8 if self.repeated_dim else max(1, SOLVED // math.prod(self.shape[1:]))
         return max(count for count in range(1, min(most, size) + 1) if size % count == 0)
 
     @property
-    def problem(self) -> NormCase | ReluCase | RowCase:
+    def problem(self) -> NormCase | ReluCase | RowCase | StatsCase:
         """The conformance case whose tensors and answers, repeated, are this one's."""
+        if self.spec.kind == "stats":
+            return StatsCase(self.shape, self.layout, self.dtype)
         act, residual = ACT if self.spec.act else None, "same" if self.spec.residual else None
         if self.repeated_dim == 0:
             size = {"group": self.groups, "layer": len(self.shape) - 1, "rms": len(self.shape) - 1}
@@ -174,8 +186,11 @@ class Case:
     def traffic(self) -> tuple[tuple[int, int], ...]:
         """(tensors read, tensors written) of each pass when every tensor is touched once: the floor.
 
-        A "call" is a module's forward on a GPU in host time: what the device does meanwhile does not count.
+        A "call" is a module's forward on a GPU in host time: what the device does meanwhile does not count. Statistics
+        write nothing: no floor here only reads.
         """
+        if self.spec.kind == "stats":
+            return ()
         fwd = (2, 1) if self.spec.residual else (1, 1)
         bwd = ((2, 1), (1, 1)) if self.spec.residual else ((2, 1),)
         return {"fwd": (fwd,), "call": (), "bwd": bwd, "fwd+bwd": (fwd, *bwd)}[self.direction]

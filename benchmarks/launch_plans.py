@@ -87,6 +87,8 @@ def launched(case: Case | OptimCase) -> triton_aot.Case:
             sizes=sizes,
         )  # fmt: skip
     spec, channels_last = case.spec, case.layout == "channels_last"
+    if spec.kind == "stats":
+        return triton_aot.StatsCase(case.shape, case.dtype, channels_last)
     options = (case.shape, case.dtype, channels_last, spec.act, spec.residual, spec.training)
     problem = case.problem
     if not isinstance(problem, RowCase):

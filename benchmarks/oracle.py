@@ -15,12 +15,16 @@ from fastnorm.testing.judge import Expectations
 from fastnorm.testing.oracle import norm_problem, relu_problem
 from fastnorm.testing.problems import Problem
 from fastnorm.testing.row_oracle import row_problem
+from fastnorm.testing.stats import StatsCase, stats_problem
 
 LIKE_X = ("x", "y", "dy", "residual")
 
 
 @functools.lru_cache(maxsize=1)  # forward and backward of a case share it; two of the largest are too much
-def solved(case: NormCase | ReluCase | RowCase) -> tuple[Problem, Expectations]:
+def solved(case: NormCase | ReluCase | RowCase | StatsCase) -> tuple[Problem, Expectations]:
+    if isinstance(case, StatsCase):
+        x, wanted = stats_problem(case)
+        return Problem(x, x), wanted
     if isinstance(case, ReluCase):
         return relu_problem(case)
     return norm_problem(case) if isinstance(case, NormCase) else row_problem(case)

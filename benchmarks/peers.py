@@ -96,6 +96,23 @@ def composed(case: Case, act: Callable[[Tensor], Tensor] = composed_relu) -> Fun
     return forward
 
 
+def composed_stats(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, std and histogram of |x| as the lessons take them. CPUs have no histogram of 16-bit numbers."""
+    return x.mean(), x.std(), x.abs().float().histc(40, 0, 10)
+
+
+def stats_function(peer: Peer) -> Callable[[Tensor], Any]:
+    """A candidate's activation_stats."""
+    import fastnorm
+
+    if peer is PEERS["fastnorm"]:
+        return fastnorm.functional.activation_stats
+    if peer is not PEERS["compile"]:
+        return composed_stats
+    reset_compiler()
+    return torch.compile(composed_stats, dynamic=False)
+
+
 class ComposedRelu(nn.Module):
     """GeneralRelu as a module of three PyTorch ops."""
 
@@ -256,6 +273,9 @@ def peers_of(case: Case, *, compile: bool) -> dict[str, Peer]:
 
 def prepare(case: Case, peer: Peer) -> Callable[[Problem], Prepared]:
     """Makes (compiles) the candidate once; the result readies it for one set of p."""
+    if case.spec.kind == "stats":
+        statistics = stats_function(peer)
+        return lambda p: prepare_stats(statistics, p)
     if case.spec.module:
         module = peer.module(case).to(case.device)
         if case.direction == "call":
@@ -283,6 +303,14 @@ def arguments(case: Case, p: Problem) -> dict[str, Any]:
         "running_mean": own(p.running_mean),
         "running_var": own(p.running_var),
     }
+
+
+def prepare_stats(statistics: Callable[[Tensor], Any], p: Problem) -> Prepared:
+    def results() -> Results:
+        mean, std, hist = statistics(p.x)
+        return {"mean": mean, "std": std, "hist": hist.double()}
+
+    return Prepared(lambda: statistics(p.x), results)
 
 
 def prepare_forward(case: Case, function: Function, p: Problem) -> Prepared:

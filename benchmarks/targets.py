@@ -56,6 +56,7 @@ TRAINING = NORM + ACT + RESIDUAL + RELU
 MODULES = ("batch_norm_module", "batch_norm_act_module", "general_relu_module")
 ROW_MODULES = ("layer_norm_module", "group_norm_act_module")
 LAYER, FUSED_LAYER, RMS = ("layer_norm",), ("layer_norm_residual_act",), ("rms_norm",)
+STATS = ("activation_stats",)
 GROUP, FUSED_GROUP, INSTANCE, POSITION = ("group_norm",), ("group_norm_act",), ("instance_norm",), ("layer_norm_2d",)
 NCHW, NHWC = "contiguous", "channels_last"
 
@@ -82,6 +83,7 @@ CPU_TARGETS = (
     Target("row norms, tiny tensor, module call", ROW_MODULES, eager=1.0),
     Target("bf16 tiny tensor, module call (no target)", MODULES + ROW_MODULES, dtype="bf16"),
     Target("bf16 eval mode (no target)", ("batch_norm_eval",), dtype="bf16"),
+    Target("activation statistics", STATS, dtype=None, eager=3, aim=8, compile=2),
     Target("tiny tensor, function alone (no target)", dtype=None, shape=TINY),
     Target("100 MB, fresh pages", TRAINING, shape=FRESH_PAGES, eager=2.5, aim=4),
     Target("C = 3 images NHWC, BN fwd", NORM, "fwd", NHWC, shape=IMAGES, eager=6, aim=15, compile=4),
@@ -137,6 +139,7 @@ OPTIM_CUDA_TARGETS = (
 # Batch norm in channels_last beyond the L2 cache takes two passes: 12 and 20 bytes an element, not 8 and 12.
 CUDA_TARGETS = (
     Target("host time of a module call", MODULES + ROW_MODULES, "call", dtype=None, extra=5.0),
+    Target("activation statistics", STATS, dtype=None, eager=2, compile=2),
     Target("tiny tensor (no target)", dtype=None, shape=TINY),
     Target("eval mode (no target)", ("batch_norm_eval",), dtype=None),
     Target("BN few channels", NORM, dtype=None, shape=FEW_CHANNELS, eager=4, compile=1.3, floor=1 / 0.80),

@@ -1,7 +1,9 @@
 """fastnorm: fused normalization layers, activations and optimizers that drop into PyTorch models."""
 
-from fastnorm import functional, nn, optim
+from fastnorm import functional, init, nn, optim
 from fastnorm._version import __version__
+from fastnorm.inputs import Normalize
+from fastnorm.lr_finder import LrCurve, lr_find
 from fastnorm.nn import (
     BatchNorm1d,
     BatchNorm2d,
@@ -20,8 +22,10 @@ from fastnorm.nn import (
 )
 from fastnorm.ops.backend import available_backends, use_backend
 from fastnorm.report import explain
+from fastnorm.stats import ActivationStats
 
 __all__ = [
+    "ActivationStats",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -34,12 +38,16 @@ __all__ = [
     "LayerNorm2d",
     "LessonBatchNorm",
     "LessonLayerNorm",
+    "LrCurve",
+    "Normalize",
     "RMSNorm",
     "SyncBatchNorm",
     "__version__",
     "available_backends",
     "explain",
     "functional",
+    "init",
+    "lr_find",
     "nn",
     "optim",
     "use_backend",

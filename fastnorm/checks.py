@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+MOST_BINS = 255  # of a histogram: with one more for what lies outside, all that a GPU program holds in registers
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -75,6 +76,16 @@ def check_groups(x: Tensor, num_groups: int, unbiased: bool) -> None:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {sizes}")
     if unbiased and values == x.size(0) * num_groups > 0:
         raise ValueError(f"An unbiased variance needs more than 1 value per group, got input size {list(x.shape)}")
+
+
+def checked_bins(bins: int, range: tuple[float, float]) -> tuple[float, float]:
+    """The ends of a histogram's range; ValueError for one that is empty or not finite, and for too many bins."""
+    if not isinstance(bins, int) or not 1 <= bins <= MOST_BINS:
+        raise ValueError(f"bins must be an int from 1 to {MOST_BINS}, got {bins!r}")
+    low, high = range
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"range must be two finite numbers, the first below the second, got {range!r}")
+    return float(low), float(high)
 
 
 def check_spatial(x: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .activation_stats import activation_stats_fwd
 from .batch_norm_bwd import batch_norm_bwd
 from .batch_norm_fwd import batch_norm_fwd
 from .general_relu import general_relu_bwd, general_relu_fwd
@@ -19,10 +20,12 @@ LAUNCHERS: dict[str, Callable[..., Any]] = {
     "batch_norm_bwd": batch_norm_bwd,
     "row_norm_fwd": row_norm_fwd,
     "row_norm_bwd": row_norm_bwd,
+    "activation_stats_fwd": activation_stats_fwd,
 }
 
 __all__ = [
     "LAUNCHERS",
+    "activation_stats_fwd",
     "batch_norm_bwd",
     "batch_norm_fwd",
     "general_relu_bwd",

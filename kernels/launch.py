@@ -22,6 +22,7 @@ VALUES_PER_LANE = 16
 VALUES_PER_LANE_ODD = 8  # rows of odd length: an address for every value
 VALUES_PER_LANE_FP64 = 4  # 32 bytes; two registers for every value, and at 8 the backward spills
 WARPS = 8
+LANES = 32
 SMALLEST_TILE = 512  # below it, the partial results would be as large as the tensor
 
 SECTOR = 32  # bytes: the least that DRAM delivers
@@ -147,6 +148,43 @@ def power_of_two_above(value: int) -> int:
 
 def elementwise_plan(numel: int) -> ElementwisePlan:
     return ElementwisePlan(grid=(-(-numel // ELEMENTWISE_BLOCK),), block=ELEMENTWISE_BLOCK, num_warps=4)
+
+
+@dataclass(frozen=True)
+class ActivationStatsPlan:
+    """One wave of programs over the storage. bins: a power of two with room for what lies outside."""
+
+    programs: int
+    blocks: int
+    block: int
+    bins: int
+
+    @property
+    def grid(self) -> tuple[int]:
+        return (self.programs,)
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        blocks = {"BLOCK": self.block, "BINS": self.bins}
+        return {**blocks, "num_warps": WARPS, "maxnreg": FORWARD.registers, "enable_fp_fusion": False}
+
+    @property
+    def finish_arguments(self) -> dict[str, int]:
+        rows = max(1, FINISH_TILE // self.bins)
+        blocks = {"BLOCK_PROGRAMS": power_of_two_above(self.programs), "BLOCK_ROWS": rows, "BINS": self.bins}
+        return {**blocks, "num_warps": FINISH_WARPS, "enable_fp_fusion": False}
+
+
+def activation_stats_plan(numel: int, bins: int, itemsize: int, n_sms: int) -> ActivationStatsPlan:
+    """32 bytes a lane, which leave registers for two accumulators a value and the histogram."""
+    block = WARPS * LANES * (32 // itemsize)
+    blocks = -(-numel // block)
+    return ActivationStatsPlan(
+        programs=min(blocks, FORWARD.programs_per_sm * n_sms),
+        blocks=blocks,
+        block=block,
+        bins=max(LANES, power_of_two_above(bins + 1)),
+    )
 
 
 @functools.lru_cache(maxsize=1024)

@@ -54,6 +54,10 @@ void group_columns_grad_finish(const RowNormBwd& args, int64_t n, ChannelSums* p
 void group_columns_grad_write(const RowNormBwd& args, const RowGrad* grads, int64_t unit0, int64_t unit1);
 void positions_bwd(const RowNormBwd& args, int64_t block0, int64_t block1);
 
+double activation_shift(const ActivationStatsArgs& args);
+void activation_sums(const ActivationStatsArgs& args, const Around& around, ChannelSums* partial, int64_t* counts,
+                     uint32_t* scratch, int64_t begin, int64_t end);
+
 extern const CpuKernels table;
 
 }  // namespace FASTNORM_ISA

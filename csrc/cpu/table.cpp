@@ -21,6 +21,7 @@ const CpuKernels table = {
      group_planes_bwd, group_planes_grad_sum, group_planes_grad_finish, group_planes_grad_write,
      group_columns_bwd, group_columns_grad_sum, group_columns_grad_finish, group_columns_grad_write,
      positions_bwd},
+    {activation_shift, activation_sums},
 };
 
 }  // namespace FASTNORM_ISA

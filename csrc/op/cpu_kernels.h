@@ -1,6 +1,7 @@
 // The table of CPU kernels of one instruction set, and the choice of one for this CPU.
 #pragma once
 
+#include "op/activation_stats.h"
 #include "op/batch_norm.h"
 #include "op/copy.h"
 #include "op/general_relu.h"
@@ -14,6 +15,7 @@ struct CpuKernels {
   CopyKernel copy;
   BatchNormKernels batch_norm;
   RowNormKernels row_norm;
+  ActivationStatsKernels activation_stats;
 };
 
 // The best that this CPU can run, or what FASTNORM_CPU=default|avx2|avx512 asks for; chosen at the first call.

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastnorm.demo.idx import find_files, read_idx
 from fastnorm.demo.settings import DemoError, require
 from fastnorm.demo.shapes import draw
+from fastnorm.inputs import Normalize
 
 CLASSES = 10
 VALID_SHARE = 0.2
@@ -24,7 +25,7 @@ DIGITS_SCALE = 2
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Images [N, 1, H, W], float32, mean 0 and std 1 over the training images, with labels [N], int64."""
+    """Images [N, 1, H, W], float32, with labels [N], int64. `load` makes the training images' mean 0 and std 1."""
 
     train_x: Tensor
     train_y: Tensor
@@ -42,18 +43,23 @@ def load(name: str, *, root: Path, seed: int) -> Data:
 
     Raises DemoError if a package or a file is missing or damaged.
     """
+    return normalised(load_raw(name, root=root, seed=seed))
+
+
+def load_raw(name: str, *, root: Path, seed: int) -> Data:
+    """As load, but the images as they are: from 0 to 1, the digits to 16, the shapes with noise beyond."""
     if name == "shapes":
-        return normalised(_divided(*draw(seed), seed))
-    data = _load_digits(seed) if name == "digits" else _load_fashion_mnist(root)
-    return normalised(data)
+        return _divided(*draw(seed), seed)
+    return _load_digits(seed) if name == "digits" else _load_fashion_mnist(root)
 
 
 def normalised(data: Data) -> Data:
     """Shift and scale both image sets by the training images' mean and standard deviation."""
-    mean, std = data.train_x.mean(), data.train_x.std()
-    if not std > 0:
-        raise DemoError("the training images are all the same, so they cannot be normalised")
-    return dataclasses.replace(data, train_x=(data.train_x - mean) / std, valid_x=(data.valid_x - mean) / std)
+    try:
+        norm = Normalize.of(data.train_x)
+    except ValueError as error:
+        raise DemoError("the training images are all the same, so they cannot be normalised") from error
+    return dataclasses.replace(data, train_x=norm(data.train_x), valid_x=norm(data.valid_x))
 
 
 def split(labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:

@@ -96,6 +96,11 @@ def find_files(root: Path, *, opener: Opener = urllib.request.urlopen) -> dict[s
     return {name: path for name in FILES if (path := _present(root, name)) is not None}
 
 
+def complete(root: Path) -> bool:
+    """Whether all four files lie in root, so that nothing would be downloaded."""
+    return all(_present(root, name) is not None for name in FILES)
+
+
 def _present(root: Path, name: str) -> Path | None:
     return next((path for path in (root / name, root / f"{name}.gz") if path.is_file()), None)
 

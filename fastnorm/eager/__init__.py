@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fastnorm.eager.activation_stats import activation_stats_fwd
 from fastnorm.eager.batch_norm import batch_norm_bwd, batch_norm_fwd
 from fastnorm.eager.general_relu import general_relu_bwd, general_relu_fwd
 from fastnorm.eager.row_norm import row_norm_bwd, row_norm_fwd
@@ -16,4 +17,5 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "batch_norm_bwd": batch_norm_bwd,
     "row_norm_fwd": row_norm_fwd,
     "row_norm_bwd": row_norm_bwd,
+    "activation_stats_fwd": activation_stats_fwd,
 }

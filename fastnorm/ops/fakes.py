@@ -93,6 +93,11 @@ def row_norm_bwd(
     return dx, dweight, dbias, dresidual
 
 
+def activation_stats_fwd(x: Tensor, bins: int, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean = x.new_empty((), dtype=acc_dtype(x))
+    return mean, torch.empty_like(mean), x.new_empty(bins, dtype=torch.int64)
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "general_relu_fwd": general_relu_fwd,
     "general_relu_bwd": general_relu_bwd,
@@ -100,4 +105,5 @@ FAKES: dict[str, Callable[..., Any]] = {
     "batch_norm_bwd": batch_norm_bwd,
     "row_norm_fwd": row_norm_fwd,
     "row_norm_bwd": row_norm_bwd,
+    "activation_stats_fwd": activation_stats_fwd,
 }

@@ -27,4 +27,5 @@ SCHEMAS: dict[str, str] = {
         f"int dims, int groups, bool rms, bool unbiased, bool need_dx, bool act, {ACTIVATION}) "
         "-> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)"
     ),
+    "activation_stats_fwd": "(Tensor x, int bins, float low, float high) -> (Tensor mean, Tensor std, Tensor hist)",
 }

@@ -7,6 +7,7 @@ from fastnorm.testing.compare import Expectation, check, passes, ulp
 from fastnorm.testing.oracle import norm_problem, relu_problem
 from fastnorm.testing.row_oracle import row_problem
 from fastnorm.testing.run import conform, forward, run, solved
+from fastnorm.testing.stats import StatsCase
 
 __all__ = [
     "ACTS",
@@ -16,6 +17,7 @@ __all__ = [
     "NormCase",
     "ReluCase",
     "RowCase",
+    "StatsCase",
     "check",
     "conform",
     "forward",

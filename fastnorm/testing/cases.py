@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -63,7 +63,7 @@ class ReluCase:
 
     @property
     def name(self) -> str:
-        return _name(self, ReluCase((1,)))
+        return case_name(self, ReluCase((1,)))
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class NormCase:
 
     @property
     def name(self) -> str:
-        return _name(self, NormCase((1,)))
+        return case_name(self, NormCase((1,)))
 
     def but(self, **changes: object) -> NormCase:
         return replace(self, **changes)  # type: ignore[arg-type]
@@ -138,16 +138,34 @@ class RowCase:
 
     @property
     def name(self) -> str:
-        return _name(self, RowCase((1,), "", bias=None if self.rms else "fp32"))
+        return case_name(self, RowCase((1,), "", bias=None if self.rms else "fp32"))
 
     def but(self, **changes: object) -> RowCase:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
+class Named(Protocol):
+    """What every case has, those without gradients too."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    column: ClassVar[str]
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def data(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+
+
 Case = ReluCase | NormCase | RowCase
 
 
-def _name(case: Case, default: Case) -> str:
+def case_name(case: Named, default: Named) -> str:
     """What differs from the default: "5x7x3x11-channels_last-bf16-act=full"."""
     parts = ["x".join(map(str, case.shape))]
     for field in fields(case):
@@ -208,6 +226,6 @@ def fits(shape: tuple[int, ...], layout: str) -> bool:
     return "channels_last" not in layout or len(shape) in (4, 5)
 
 
-def tiny(case: Case) -> bool:
+def tiny(case: Named) -> bool:
     """Small enough for Triton's interpreter, which takes milliseconds a program."""
     return math.prod(case.shape) <= 2048

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from fastnorm.testing.cases import DTYPES, Case, NormCase, ReluCase, RowCase
+from fastnorm.testing.cases import DTYPES, Case, Named, NormCase, ReluCase, RowCase
 from fastnorm.testing.layouts import lay_out, place, to_device
 from fastnorm.testing.sets import sets_of
 
@@ -39,7 +39,7 @@ class Problem:
 class Draw:
     """Random numbers that depend on the case alone."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Named) -> None:
         self.generator = torch.Generator().manual_seed(zlib.crc32(case.name.encode()) + case.seed)
 
     def normal(self, *shape: int) -> Tensor:

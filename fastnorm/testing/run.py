@@ -24,6 +24,7 @@ from fastnorm.testing.layouts import bits_outside, norm_format, storage_bits
 from fastnorm.testing.oracle import norm_problem, relu_problem
 from fastnorm.testing.problems import Problem
 from fastnorm.testing.row_oracle import row_problem
+from fastnorm.testing.stats import StatsCase, conform_stats
 
 BUFFERS = ("running_mean", "running_var")
 
@@ -86,8 +87,10 @@ def run(case: Case, p: Problem, backend: str) -> dict[str, Tensor]:
     return results
 
 
-def conform(case: Case, backend: str, device: str = "cpu") -> dict[str, Tensor]:
+def conform(case: Case | StatsCase, backend: str, device: str = "cpu") -> dict[str, Tensor]:
     """Forward and backward of a case: the rule, layouts, and not a byte written that is not a result's."""
+    if isinstance(case, StatsCase):
+        return conform_stats(case, backend, device)
     kept, wanted = solved(case)
     p = kept.copy(device)
     written = BUFFERS if isinstance(case, NormCase) and case.training else ()

@@ -7,8 +7,9 @@ missing, with the plans of an H200.
 from __future__ import annotations
 
 from fastnorm.testing.cases import Case, NormCase, ReluCase, RowCase
+from fastnorm.testing.stats import StatsCase
 
-SHORT_LIST: tuple[Case, ...] = (
+SHORT_LIST: tuple[Case | StatsCase, ...] = (
     ReluCase((4099,), dtype="bf16"),
     NormCase((5, 7, 3, 11), act="full", residual="same"),  # channels that a program holds
     NormCase((5, 33, 67, 61), dtype="bf16", act="full", residual="same"),  # longer ones, in tiles
@@ -20,4 +21,5 @@ SHORT_LIST: tuple[Case, ...] = (
     RowCase((3, 20_011), "rms", bias=None),
     RowCase((2, 6, 67, 211), "group", 2, dtype="bf16", act="full", residual="same"),  # longer sets, a weight a line
     RowCase((3, 35, 13, 11), "position", act="full"),
+    StatsCase((67, 611), dtype="bf16"),
 )

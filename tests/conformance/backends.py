@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastnorm.ops import native
 from fastnorm.testing import conform
-from fastnorm.testing.cases import Case, tiny
+from fastnorm.testing.cases import Named, tiny
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Backend:
     slow: bool = False  # interpreted: tiny cases only
     columns: tuple[str, ...] = ()  # the ops that it has; () is all
 
-    def conform(self, case: Case) -> dict[str, Tensor]:
+    def conform(self, case: Named) -> dict[str, Tensor]:
         return conform(case, self.namespace, self.device)
 
-    def takes(self, case: Case) -> bool:
+    def takes(self, case: Named) -> bool:
         if self.columns and case.column not in self.columns:
             return False
         if self.name == "cuda-emulated":
@@ -74,7 +74,7 @@ def each_backend(function: object = None, *, fast: bool = False) -> pytest.MarkD
     return pytest.mark.parametrize("backend", FAST if fast else REQUIRED, ids=str)
 
 
-def over(cases: Sequence[Case], *, interpret_every: int = 1, eager_every: int = 1) -> pytest.MarkDecorator:
+def over(cases: Sequence[Named], *, interpret_every: int = 1, eager_every: int = 1) -> pytest.MarkDecorator:
     """Parametrize over cases and, for each, the required backends that can take it.
 
     interpret_every thins out the cases of the interpreted backend, eager_every those of plain PyTorch. Backends vary

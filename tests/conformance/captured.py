@@ -98,6 +98,14 @@ def modules(
     }
 
 
+def stats_row(shape: tuple[int, ...]) -> Make:
+    def make(device: torch.device) -> Step:
+        x = torch.empty(shape, device=device)
+        return Step((x,), lambda: fastnorm.functional.activation_stats(x))
+
+    return make
+
+
 def norm_row(make: Callable[[], nn.Module], shape: tuple[int, ...], layout: str) -> Make:
     return lambda device: norm_step(make, shape, device, layout)
 
@@ -109,6 +117,7 @@ STEPS: dict[str, Make] = {
     for layout in ("contiguous", "channels_last")
     if layout == "contiguous" or len(shape) == 4
 }
+STEPS |= {f"activation_stats-{size}": stats_row(shape) for size, shape in SHAPES.items()}
 STEPS |= {
     "sgd_momentum": optim_row("SGD", {"lr": 0.1, "momentum": 0.9}),
     "rmsprop": optim_row("RMSprop", {"lr": 0.1, "momentum": 0.9, "centered": True}),

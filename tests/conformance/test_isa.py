@@ -20,6 +20,9 @@ SHORT = (
     "test_tables.py::test_batch_norm_upstream",
     "test_row_tables.py::test_dtypes",
     "test_row_tables.py::test_upstream",
+    "test_activation_stats.py::test_cases",
+    "test_activation_stats.py::test_long_cases",
+    "test_activation_stats.py::test_every_backend_has_the_same_edges",
     "test_optim_oracle.py::test_every_combination_of_switches",
     "test_optim_layouts.py::test_bits_do_not_depend_on_threads_or_place",
 )

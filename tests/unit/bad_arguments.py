@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -148,6 +149,10 @@ WRONG_WEIGHT_OF_ROWS = WRONG_VECTOR | {"of two dims": lambda: torch.ones(3, 5), 
 WRONG_DIMS: dict[str, Callable[[], Any]] = {str(n): lambda n=n: n for n in (-1, -(2**62), 4, 2**31, 2**62)}
 WRONG_GROUPS: dict[str, Callable[[], Any]] = {str(n): lambda n=n: n for n in (-1, -3, 2, 4, 2**31, -(2**62), 2**62)}
 
+OPS["stats"] = ("activation_stats_fwd", lambda: {"x": torch.randn(4, 3, 5), "bins": 40, "low": 0.0, "high": 10.0})
+WRONG_BINS: dict[str, Callable[[], Any]] = {str(n): lambda n=n: n for n in (0, -1, 256, 2**31, 2**62, -(2**62))}
+WRONG_ENDS: dict[str, Callable[[], Any]] = {str(n): lambda n=n: n for n in (math.nan, math.inf, -math.inf)}
+
 WRONG: dict[tuple[str, str], dict[str, Callable[[], Any]]] = {
     **{(op, "x"): WRONG_X | WRONG_RANK for op in ("forward", "evaluation", "backward")},
     **{(op, "x"): WRONG_X for op in ("relu", "relu_backward")},
@@ -157,6 +162,10 @@ WRONG: dict[tuple[str, str], dict[str, Callable[[], Any]]] = {
     **{(op, "residual"): WRONG_LIKE_X for op in ("forward", "evaluation", "backward")},
     **{(op, "dy"): WRONG_LIKE_X | {"none": lambda: None} for op in ("backward", "relu_backward")},
     ("forward", "factor"): WRONG_FACTOR,
+    ("stats", "x"): WRONG_X,
+    ("stats", "bins"): WRONG_BINS,
+    ("stats", "low"): WRONG_ENDS | {"high": lambda: 10.0, "above": lambda: 11.0},
+    ("stats", "high"): WRONG_ENDS | {"low": lambda: 0.0, "below": lambda: -1.0},
     **{(op, "x"): WRONG_X | {"0-d": WRONG_RANK["0-d"]} for op in ("layer", "layer_backward")},
     **{(op, "x"): WRONG_X | WRONG_RANK for op in ("group", "position", "group_backward", "position_backward")},
     **{(op, name): WRONG_WEIGHT_OF_ROWS for op in (*ROWS, *ROWS_BACKWARD) for name in ("weight", "bias")},

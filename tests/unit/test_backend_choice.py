@@ -177,7 +177,7 @@ def test_explain() -> None:
     text = fastnorm.explain()
     assert f"fastnorm {fastnorm.__version__}, torch {torch.__version__}" in text
     assert "native (compiled CPU kernels): loaded" in text
-    assert "on cpu, batch_norm, general_relu, row_norm: served by 'native'" in text
+    assert "on cpu, activation_stats, batch_norm, general_relu, row_norm: served by 'native'" in text
     assert "native: can serve" in text and "eager: can serve" in text
 
 
@@ -228,4 +228,4 @@ def test_info_command_prints_the_report() -> None:
         [sys.executable, "-m", "fastnorm", "info"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
-    assert "on cpu, batch_norm, general_relu, row_norm: served by" in result.stdout
+    assert "on cpu, activation_stats, batch_norm, general_relu, row_norm: served by" in result.stdout

@@ -27,8 +27,8 @@ def test_signatures() -> None:
         assert own[name].kind is inspect.Parameter.KEYWORD_ONLY
     assert list(inspect.signature(general_relu).parameters)[:5] == ["x", "leak", "sub", "maxv", "max_leak"]
     assert fastnorm.functional.__all__ == [
-        "batch_norm", "general_relu", "group_norm", "instance_norm", "layer_norm", "layer_norm_2d", "rms_norm",
-        "synchronized_batch_norm",
+        "activation_stats", "batch_norm", "general_relu", "group_norm", "instance_norm", "layer_norm", "layer_norm_2d",
+        "rms_norm", "synchronized_batch_norm",
     ]  # fmt: skip
 
 

@@ -28,6 +28,11 @@ ALLOWED: dict[str, set[str]] = {
     "autograd": {"autograd", "ops", "eager"},
     "functional": {"functional", "autograd", "ops", "activation", "checks"},
     "nn": {"nn", "functional", "activation"},
+    "figures": set(),
+    "inputs": set(),
+    "lr_finder": {"figures"},
+    "stats": {"stats", "functional", "figures", "checks"},
+    "init": {"init", "functional", "activation"},
     "optim": {"optim", "autograd", "ops", "eager"},
     "report": {"_version", "ops", "_build"},
 }

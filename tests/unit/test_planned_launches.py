@@ -21,8 +21,10 @@ from fastnorm.ops import triton as triton_ops
 from fastnorm.testing.cases import Case as ConformanceCase
 from fastnorm.testing.cases import NormCase, RowCase
 from fastnorm.testing.short_list import SHORT_LIST
+from fastnorm.testing.stats import StatsCase
 from fastnorm.testing.triton_aot import Case
 from fastnorm.testing.triton_aot import RowCase as AotRowCase
+from fastnorm.testing.triton_aot import StatsCase as AotStatsCase
 
 pytest.importorskip("triton")
 
@@ -141,8 +143,10 @@ def test_every_op_is_planned() -> None:
     assert {one.op for one in planned} >= set(triton_ops._import_kernels().LAUNCHERS)
 
 
-def as_launched(case: ConformanceCase) -> Case:
+def as_launched(case: ConformanceCase | StatsCase) -> Case:
     """The launchers' view of a conformance case."""
+    if isinstance(case, StatsCase):
+        return AotStatsCase(case.shape, case.dtype, case.layout == "channels_last", bins=case.bins)
     act = not isinstance(case, (NormCase, RowCase)) or case.act is not None
     residual = isinstance(case, (NormCase, RowCase)) and case.residual is not None
     training = not isinstance(case, NormCase) or case.training

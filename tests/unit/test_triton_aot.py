@@ -10,7 +10,17 @@ import pkgutil
 import pytest
 
 from fastnorm.ops import triton as triton_ops
-from fastnorm.testing.triton_aot import AMD, SMS, Arch, Case, Launch, OptimCase, RowCase, compile_in_subprocess
+from fastnorm.testing.triton_aot import (
+    AMD,
+    SMS,
+    Arch,
+    Case,
+    Launch,
+    OptimCase,
+    RowCase,
+    StatsCase,
+    compile_in_subprocess,
+)
 from fastnorm.testing.ttir import narrow_arguments
 
 pytest.importorskip("triton")
@@ -31,6 +41,7 @@ SHORT += [
     OptimCase((1 << 20,), "bf16", kind=1, states=3, centered=True, master=True),
     OptimCase((1 << 20,), "bf16", kind=0, states=1),
 ]
+SHORT += [StatsCase(LARGE, "fp32"), StatsCase(LARGE, "bf16", channels_last=True)]
 LONG = [
     *(
         Case(shape, dtype, channels_last, act, residual)
@@ -62,6 +73,7 @@ LONG += [
         (2, 3, False),
     )
 ]  # fmt: skip
+LONG += [StatsCase((4099, 1024), dtype, bins=bins) for dtype in ("fp32", "bf16", "fp64") for bins in (1, 40, 255)]
 ROWS = [
     *(
         RowCase(shape, dtype, act=fused, residual=fused, dims=1)
@@ -104,6 +116,7 @@ PAST = [  # more than 2^31 elements, each layout and each way through the kernel
     RowCase((70000, 257, 8, 16), "bf16", groups=0),
     OptimCase((2**31 + 4097,), "bf16", kind=2, states=3),
     OptimCase((2**31 + 4097,), "bf16", kind=1, states=3, centered=True, master=True),
+    StatsCase((70000, 257, 8, 16), "bf16"),
 ]
 # Bytes. With activation and residual this kernel needs all 128 registers that two programs on an SM leave it, and on
 # sm_100 two more. The plan that spills nothing reads x and dy twice.
@@ -112,6 +125,7 @@ SPILLED = {"row_norm_bwd_held_kernel": 8}
 NARROW = {kernel: {"weight_ptr", "bias_ptr"} for kernel in ("row_norm_fwd_held_kernel", "row_norm_bwd_held_kernel")}
 RESIDENT = {  # launch.Pass.programs_per_sm
     "batch_norm_stats_kernel": 3,
+    "activation_stats_kernel": 3,
     "batch_norm_bwd_reduce_kernel": 2,
     "row_norm_stats_kernel": 3,
     "row_norm_bwd_held_kernel": 2,
