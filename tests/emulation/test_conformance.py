@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(
 CLUSTERS = "16,12288,65536,9"  # SMs, bytes of shared memory, bytes of L2, major version
 COOPERATIVE = "16,12288,16384,8"
 LITTLE_MEMORY = "7,8192,4096,9"
+FEW_SMS = "3,12288,16384,9"  # teams take several groups of channels, one after the other
 TABLES = "tests/conformance/test_tables.py"
 STATE = "tests/conformance/test_state.py"
 GEOMETRY = ("-k", "batch_norm and (layouts or dtypes)")  # what the plan depends on
@@ -38,6 +39,7 @@ RUNS = {
         {"FASTNORM_EMULATED_GPU": CLUSTERS, "FASTNORM_EMULATED_ORDER": "last"},
         (TABLES, *GEOMETRY),
     ),
+    "few SMs": ({"FASTNORM_EMULATED_GPU": FEW_SMS, "FASTNORM_EMULATED_ORDER": "last"}, (TABLES, *GEOMETRY)),
     "little memory": ({"FASTNORM_EMULATED_GPU": LITTLE_MEMORY}, (TABLES, *GEOMETRY)),
     "modules": ({"FASTNORM_EMULATED_GPU": CLUSTERS}, (STATE, "-k", "not relu")),
 }
@@ -46,6 +48,7 @@ LEAST_PASSED = {
     "cooperative": 100,
     "other order": 100,
     "clusters, other order": 100,
+    "few SMs": 100,
     "little memory": 100,
     "modules": 20,
 }
