@@ -1,4 +1,7 @@
-"""The CUDA kernels as nvcc compiles them: targets, registers and spills, what the file needs and exports. No GPU."""
+"""The CUDA kernels as nvcc compiles them: targets, registers and spills, what the file needs and exports. No GPU.
+
+`PYTHONPATH=. python tests/unit/test_cuda_build.py` writes the table of registers anew.
+"""
 
 from __future__ import annotations
 
@@ -155,3 +158,8 @@ def test_the_extension_loads_and_registers_its_ops(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOAD, library, built()[0]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+if __name__ == "__main__":
+    rows = [f"  {json.dumps(name)}: {json.dumps(targets)}" for name, targets in sorted(resources().items())]
+    TABLE.write_text("{\n" + ",\n".join(rows) + "\n}\n")
