@@ -18,8 +18,10 @@ from benchmarks.floors import make_floors
 from benchmarks.launch_count import launched_kernels
 from benchmarks.measure import Row, brief, row, timed_row
 from benchmarks.optim_cases import OptimCase
+from benchmarks.peers import NATIVE
 from benchmarks.timing import HostClock, Plan, Run, interleave, make_clock
-from fastnorm import optim
+from fastnorm import optim, use_backend
+from fastnorm.ops.backend import available_backends
 from fastnorm.testing.compare import check
 from fastnorm.testing.optim import arithmetic_of, expectation
 
@@ -74,7 +76,7 @@ class Problem:
             run()
         got, dtype = self.sample(list(self.params), DTYPES[self.case.dtype]), DTYPES[self.case.dtype]
         exact = self.followed(before, torch.float64)
-        if name == "fastnorm" and self.case.dtype == "fp32":
+        if name in ("fastnorm", NATIVE) and self.case.dtype == "fp32":
             peer = self.followed(before, arithmetic_of(dtype)).double()
             try:
                 check(got, expectation(before, exact, peer, dtype), "parameters")
@@ -102,6 +104,8 @@ def candidates(problem: Problem) -> dict[str, Callable[[], Run]]:
         return stepping(getattr(torch.optim, spec.torch_class)(groups(), **options, **more), problem)
 
     found: dict[str, Callable[[], Run]] = {"fastnorm": lambda: ours(problem, groups()), "eager": theirs}
+    if case.device == "cuda" and "native" in available_backends("cuda", "optim")[1:]:
+        found[NATIVE] = lambda: ours(problem, groups(), "native")
     found["foreach"] = lambda: theirs(foreach=True)
     if spec.torch_class != "RMSprop":
         found["fused"] = lambda: theirs(fused=True)
@@ -115,13 +119,18 @@ def compiled(kind: type[torch.optim.Optimizer], groups: list[Any], options: dict
     return with_schedule(optimizer, torch.compile(lambda: optimizer.step()))
 
 
-def ours(problem: Problem, groups: list[Any]) -> Run:
+def ours(problem: Problem, groups: list[Any], backend: str = "auto") -> Run:
     spec = problem.case.spec
     more = {"max_norm": MAX_NORM} if spec.clip else {}
     optimizer: Any = getattr(optim, spec.torch_class)(groups, **spec.options, **more)
     if spec.clip:
         optimizer.grad_scale = torch.tensor(SCALE, device=problem.case.device)
-    return with_schedule(optimizer)
+
+    def step() -> None:
+        with use_backend(backend):
+            optimizer.step()
+
+    return with_schedule(optimizer, None if backend == "auto" else step)
 
 
 def stepping(optimizer: torch.optim.Optimizer, problem: Problem) -> Run:

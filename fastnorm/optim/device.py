@@ -81,11 +81,16 @@ class DeviceStep:
             torch._foreach_add_(self.steps, 1)
             if found_inf is not None:
                 torch._foreach_sub_(self.steps, [found_inf.to(step.device) for step in self.steps])
-        numbers, sets = self._host_numbers() if self.waits or not self.steps else self._device_numbers()
+        on_device = not self.waits and (self.steps or self.capturing())
+        numbers, sets = self._device_numbers() if on_device else self._host_numbers()
         clip = None if max_norm is None else Clip(self.table.squares(grads, sets), max_norm)
         self.table.step(self.rule.kind, grads, sets, numbers, factor, found_inf, clip)
         for entry in self.entries:
             entry.first = False
+
+    def capturing(self) -> bool:
+        """Whether a CUDA graph is being made, which would upload at each replay what then lies in the host's memory."""
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def _host_numbers(self) -> tuple[Tensor, list[int]]:
         """A set for each group and count of steps, on the host."""
@@ -116,7 +121,8 @@ class DeviceStep:
                 done += 1
             given = self.rule.hyper(self.entries[members[0]].group)
             hyper = [v.to(self.device) if isinstance(v, Tensor) else float(v) for v in given]
-            steps = torch.stack([step for i in members if (step := self.entries[i].step) is not None]).double()  # [n]
+            counted = [step for i in members if (step := self.entries[i].step) is not None]
+            steps = torch.stack(counted).double() if counted else 0.0  # [n]
             values: list[Any] = self.rule.numbers(hyper, steps, first)
             tables.append(torch.stack([self._column(value, len(members)) for value in values], dim=1))
         return torch.cat(tables), sets

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 CLUSTERS = "16,12288,65536,9"  # SMs, bytes of shared memory, bytes of L2, major version
 COOPERATIVE = "16,12288,16384,8"
 LITTLE_MEMORY = "7,8192,4096,9"
-FEW_SMS = "3,8192,4096,9"  # so that sums of squares walk through several chunks
+FEW_SMS = "3,12288,16384,9"  # teams take several groups of channels, sums of squares several chunks
 TABLES = "tests/conformance/test_tables.py"
 STATE = "tests/conformance/test_state.py"
 OPTIMIZERS = ("tests/conformance/test_optim_tables.py", "tests/conformance/test_optim_device.py")
@@ -40,6 +40,7 @@ RUNS = {
         {"FASTNORM_EMULATED_GPU": CLUSTERS, "FASTNORM_EMULATED_ORDER": "last"},
         (TABLES, *GEOMETRY),
     ),
+    "few SMs": ({"FASTNORM_EMULATED_GPU": FEW_SMS, "FASTNORM_EMULATED_ORDER": "last"}, (TABLES, *GEOMETRY)),
     "little memory": ({"FASTNORM_EMULATED_GPU": LITTLE_MEMORY}, (TABLES, *GEOMETRY)),
     "modules": ({"FASTNORM_EMULATED_GPU": CLUSTERS}, (STATE, "-k", "not relu")),
     "optimizers": ({"FASTNORM_EMULATED_GPU": FEW_SMS}, OPTIMIZERS),
@@ -49,6 +50,7 @@ LEAST_PASSED = {
     "cooperative": 100,
     "other order": 100,
     "clusters, other order": 100,
+    "few SMs": 100,
     "little memory": 100,
     "modules": 20,
     "optimizers": 90,

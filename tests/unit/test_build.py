@@ -64,7 +64,7 @@ def test_build_info(build: ModuleType) -> None:
 
 
 def test_build_info_names_the_copies_that_are_built(build: ModuleType) -> None:
-    if not (IN_TREE and OBJECTS.exists()):
+    if not (IN_TREE and any((OBJECTS / "default").glob("*.o"))):
         pytest.skip("the object files are in the source tree only, after a build there")
     sources = (ROOT / "csrc" / "cpu").glob("*.cpp")
     kernels = {path.stem for path in sources if "namespace FASTNORM_ISA" in path.read_text()}
@@ -76,7 +76,7 @@ def test_build_info_names_the_copies_that_are_built(build: ModuleType) -> None:
 @LINUX
 def test_copies_share_no_inline_function() -> None:
     """A function that the linker may share between copies could carry AVX-512 code to a CPU without it."""
-    if not (IN_TREE and OBJECTS.exists()):
+    if not (IN_TREE and any((OBJECTS / "default").glob("*.o"))):
         pytest.skip("the object files are in the source tree only, after a build there")
     for isa in ("avx2", "avx512"):
         for path in (OBJECTS / isa).glob("*.o"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -18,6 +19,7 @@ from benchmarks.gpu.table import target_rows
 from benchmarks.launch_count import kernels_in
 from benchmarks.optim import Problem, candidates, compiled, measure_optim
 from benchmarks.optim_cases import LISTS, OPTIM_OPS, OptimCase, optim_cases, resnet18
+from benchmarks.peers import NATIVE
 from benchmarks.ratios import all_ratios
 from benchmarks.targets import CUDA_TARGETS, OPTIM_TARGETS, judge
 from fastnorm import optim
@@ -127,3 +129,16 @@ def test_the_compiled_peer_takes_the_same_steps(op: str, monkeypatch: pytest.Mon
     problem = Problem(case)
     run = compiled(getattr(torch.optim, case.spec.torch_class), list(problem.params), dict(case.spec.options))
     assert not problem.complaint("compile", run)
+
+
+def test_the_cuda_kernels_are_measured_beside_the_default_and_checked_like_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "available_backends", lambda device, column: ["triton", "native", "eager"])
+    problem = Problem(OptimCase("adam", "1000x64", "fp32"))
+    assert NATIVE not in candidates(problem)
+    problem.case = dataclasses.replace(problem.case, device="cuda")
+    run = candidates(problem)[NATIVE]()
+    problem.case = dataclasses.replace(problem.case, device="cpu")
+    assert problem.complaint(NATIVE, run) == ""
+    right = optim.Adam.rule.hyper
+    monkeypatch.setattr(optim.Adam.rule, "hyper", lambda group: [1.001 * right(group)[0], *right(group)[1:]])
+    assert "elements are wrong" in problem.complaint(NATIVE, run)
