@@ -198,8 +198,12 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path("data"), help="where Fashion-MNIST's files lie")
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the pictures")
     parser.add_argument("--epochs", type=int, help="of every row")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="1: these batches are too small to share on a busy machine"
+    )
     parser.add_argument("--no-plot", dest="plot", action="store_false", help="no pictures")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     chosen = [args.data] if args.data else ["digits", *(["fashion-mnist"] if idx.complete(args.root) else [])]
     try:
         for name in chosen:

@@ -90,7 +90,12 @@ def stats_problem(case: StatsCase) -> tuple[Tensor, dict[str, Expectation]]:
     dtype = DTYPES[case.dtype]
     drawn = DATA[case.data](Draw(case), case.shape, dtype).to(dtype)
     x = lay_out(off_the_edges(drawn, case), case.layout)
-    wide, acc = x.to(torch.float64), arithmetic(dtype)
+    return x, answers(case, x)
+
+
+def answers(case: StatsCase, x: Tensor) -> dict[str, Expectation]:
+    """What to expect of mean, std and the counts of x; of the case only the bins matter."""
+    wide, acc = x.to(torch.float64), arithmetic(x.dtype)
     mean, n = wide.mean(), x.numel()
     # torch's own var adds one value after the other: over thousands of them, less exact than what it would judge.
     squares = (wide - mean).square().sum() - (wide - mean).sum().square() / max(n, 1)
@@ -102,7 +107,7 @@ def stats_problem(case: StatsCase) -> tuple[Tensor, dict[str, Expectation]]:
     std_floor = (var + stats.var_error).sqrt() - std + stats.unit * std
     peer_std = x.to(acc).std() if n > 1 else std
     hist = torch.histc(wide.abs().contiguous().flatten(), case.bins, case.low, case.high)
-    return x, {
+    return {
         "mean": Expectation(mean, x.to(acc).mean().to(torch.float64), stats.mean_error, acc),
         "std": Expectation(std, peer_std.to(torch.float64), std_floor, acc),
         "hist": Expectation(hist, hist, torch.zeros(()), torch.float64),

@@ -9,8 +9,8 @@ import torch
 
 from fastnorm.functional import activation_stats
 from fastnorm.ops import OPS
-from fastnorm.testing import StatsCase
-from fastnorm.testing.stats import long_stats_cases, stats_cases, stats_problem, stats_results
+from fastnorm.testing import StatsCase, check
+from fastnorm.testing.stats import answers, long_stats_cases, stats_cases, stats_problem, stats_results
 
 from .backends import DEVICE, REQUIRED, Backend, each_backend, over, random
 from .test_opcheck import LAYOUTS as OPCHECKED
@@ -62,6 +62,18 @@ def test_threads(case: StatsCase, backend: Backend, threads: None) -> None:
         torch.set_num_threads(count)
         for name, got in stats_results(case, x, backend.namespace).items():
             assert torch.equal(got, first[name]), f"{name} differs between 1 and {count} threads"
+
+
+@each_backend(fast=True)
+def test_a_shift_that_lies_badly(backend: Backend) -> None:
+    """Everything that C++ looks at for a value near the mean is far off it: it has to look again (A1)."""
+    x = random(100_000) * 0.01
+    for place in range(8):
+        x[12_500 * place : 12_500 * place + 16] = 1000.0
+    wanted = answers(StatsCase((100_000,)), x.cpu())
+    got = activation_stats(x, backend=backend.namespace)
+    for name, value in zip(("mean", "std"), got, strict=False):
+        check(value, wanted[name], f"{name} on {backend}")
 
 
 @pytest.mark.parametrize("backend", [b for b in REQUIRED if b.name == "cpu"], ids=str)

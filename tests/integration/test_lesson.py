@@ -18,7 +18,7 @@ PICTURES = ("plot_stats", "color_dim", "dead_chart")
 
 
 @pytest.fixture
-def lesson() -> ModuleType:
+def lesson(threads: None) -> ModuleType:
     spec = importlib.util.spec_from_file_location("lesson", ROOT / "examples" / "lesson.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

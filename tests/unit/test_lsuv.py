@@ -75,6 +75,17 @@ def test_behind_the_activation_as_the_lessons_do_it() -> None:
     assert_unit(outputs(net, [m for m in net if isinstance(m, fastnorm.GeneralRelu)], x))
 
 
+def test_dropout_is_no_activation() -> None:
+    torch.manual_seed(0)
+    net, x = (
+        nn.Sequential(nn.Conv2d(1, 8, 3), nn.Dropout2d(0.1), nn.Identity(), fastnorm.GeneralRelu(0.1, 0.4)),
+        images(),
+    )
+    net.eval()
+    assert lsuv_(net, x, measure="activation").converged
+    assert_unit(outputs(net, [net[3]], x))
+
+
 def test_behind_an_activation_that_is_fused_into_a_norm() -> None:
     """The norm undoes what the layer's scale does: said, after one try, and the weights are what they were."""
     norm = fastnorm.BatchNorm2d(8, act=fastnorm.GeneralRelu(0.1, 0.4))
