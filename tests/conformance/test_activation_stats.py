@@ -27,6 +27,20 @@ def test_long_cases(case: StatsCase, backend: Backend) -> None:
     backend.conform(case)
 
 
+# More values than one program of the interpreter takes: their results are merged.
+MERGED = [
+    StatsCase((12_301,), dtype=dtype, data=data)
+    for dtype in ("fp32", "bf16")
+    for data in ("normal", "drift", "offset_1e4", "scale_1e20", "nan")
+]
+
+
+@pytest.mark.parametrize("case", MERGED, ids=lambda case: case.name)
+@each_backend()
+def test_merged_results(case: StatsCase, backend: Backend) -> None:
+    backend.conform(case)
+
+
 # Ends of bins and of the range, exact in every dtype; 0.25 is the width of a default bin.
 EDGES = (0.0, -0.0, 0.25, -0.25, 0.5, 9.75, -9.75, 10.0, -10.0, 10.5, 11.0, math.inf, -math.inf, math.nan, 2.0**-20)
 
