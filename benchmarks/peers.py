@@ -105,8 +105,9 @@ def stats_function(peer: Peer) -> Callable[[Tensor], Any]:
     """A candidate's activation_stats."""
     import fastnorm
 
-    if peer is PEERS["fastnorm"]:
-        return fastnorm.functional.activation_stats
+    if peer.module is fastnorm_module:
+        backend = None if peer is PEERS["fastnorm"] else "native"
+        return functools.partial(fastnorm.functional.activation_stats, backend=backend)
     if peer is not PEERS["compile"]:
         return composed_stats
     reset_compiler()

@@ -164,9 +164,9 @@ class ActivationStatsPlan:
         return (self.programs,)
 
     @property
-    def arguments(self) -> dict[str, int]:
-        blocks = {"BLOCK": self.block, "BINS": self.bins}
-        return {**blocks, "num_warps": WARPS, "maxnreg": FORWARD.registers, "enable_fp_fusion": False}
+    def arguments(self) -> dict[str, int | None]:
+        blocks = {"BLOCK": self.block, "BINS": self.bins, "num_warps": WARPS, "enable_fp_fusion": False}
+        return {**blocks, **register_limit(FORWARD.registers)}
 
     @property
     def finish_arguments(self) -> dict[str, int]:

@@ -3,14 +3,12 @@
 #include <tuple>
 #include <vector>
 
-#include "bind/tensor.h"
+#include "bind/activation_stats.h"
 #include "math/activation_stats.h"
 #include "op/cpu_kernels.h"
 
 namespace fastnorm {
 namespace {
-
-constexpr int64_t kMostBins = 255;  // as in fastnorm/checks.py
 
 // Squares of what is this much smaller do not overflow fp32, nor do their sums.
 constexpr double kSmallUnit = 1.0 / (int64_t{1} << 40) / (int64_t{1} << 40);
@@ -51,9 +49,7 @@ void write_number(const Tensor& out, double value) { write({out.data_ptr(), 0, d
 
 std::tuple<Tensor, Tensor, Tensor> activation_stats_fwd(Tensor x, int64_t bins, double low, double high) {
   const Dtype dtype = dtype_of(x, "x");
-  STD_TORCH_CHECK(bins >= 1 && bins <= kMostBins, "bins must be from 1 to ", kMostBins, ", got ", bins);
-  STD_TORCH_CHECK(std::isfinite(low) && std::isfinite(high) && low < high,
-                  "the histogram's range must be finite, its low end below its high end");
+  check_bins(bins, low, high);
   const Tensor in = dense(x, memory_format_of(x));
   const ScalarType stat = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
   Tensor mean = empty({}, stat), std = empty({}, stat), hist = empty({bins}, ScalarType::Long);

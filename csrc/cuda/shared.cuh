@@ -12,6 +12,8 @@ class Shared {
   explicit __device__ __forceinline__ Shared(T* data) : data_(data) {}
   __device__ __forceinline__ T read(int i) const { return data_[i]; }
   __device__ __forceinline__ void write(int i, T value) const { data_[i] = value; }
+  // Several threads may add to one number between two barriers; of integers only, whose sum no order changes.
+  __device__ __forceinline__ void add(int i, T value) const { atomicAdd(data_ + i, value); }
 
   // The same array in another block of the cluster. That block must not end before its neighbours have read.
   __device__ __forceinline__ Shared of_block(int rank) const {

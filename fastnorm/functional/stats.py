@@ -41,4 +41,4 @@ def measured(
     """activation_stats of arguments that were checked: for hooks, which pay for every microsecond at every layer."""
     if torch.compiler.is_compiling():
         x = x.detach()
-    return below_autograd(OPS[resolve(x, backend)].activation_stats_fwd, x, bins, low, high)
+    return below_autograd(OPS[resolve(x, backend, "activation_stats")].activation_stats_fwd, x, bins, low, high)

@@ -16,6 +16,8 @@ from .backends import DEVICE, REQUIRED, Backend, each_backend, over, random
 from .test_opcheck import LAYOUTS as OPCHECKED
 from .test_opcheck import LAYOUTS_OF_BACKENDS, opcheck
 
+pytestmark = pytest.mark.column("activation_stats")
+
 
 @over(stats_cases(), interpret_every=2)
 def test_cases(case: StatsCase, backend: Backend) -> None:
@@ -30,7 +32,7 @@ def test_long_cases(case: StatsCase, backend: Backend) -> None:
 # More values than one program of the interpreter takes: their results are merged.
 MERGED = [
     StatsCase((12_301,), dtype=dtype, data=data)
-    for dtype in ("fp32", "bf16")
+    for dtype in ("fp32", "bf16", "fp64")
     for data in ("normal", "drift", "offset_1e4", "scale_1e20", "nan")
 ]
 

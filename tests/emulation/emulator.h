@@ -34,9 +34,9 @@ struct Cluster {
 
 // What was last done to a byte of shared memory, and when.
 struct Cell {
-  const Thread *writer = nullptr, *reader = nullptr;
-  bool several_readers = false;
-  unsigned written = 0, written_wide = 0, read = 0, read_wide = 0;
+  const Thread *writer = nullptr, *reader = nullptr, *adder = nullptr;
+  bool several_readers = false, several_adders = false;
+  unsigned written = 0, written_wide = 0, read = 0, read_wide = 0, added = 0;
 };
 
 struct Warp {
@@ -85,6 +85,7 @@ const uint64_t* exchange(Where where, unsigned mask, uint64_t value);
 
 void check_read(Block& owner, int byte, int bytes);
 void check_write(Block& owner, int byte, int bytes);
+void check_add(Block& owner, int byte, int bytes);  // in the thread's own block
 
 template <class T>
 T shuffle(Where where, unsigned mask, T value, unsigned lane) {

@@ -104,6 +104,18 @@ __global__ void sums(Args args) {
   args.out[threadIdx.x] = block_sum(static_cast<double>(threadIdx.x), scratch);
 }
 
+// All threads add to one number.
+template <bool kFirstBarrier, bool kSecondBarrier>
+__global__ void adds(Args args) {
+  SharedMemory memory;
+  const auto total = memory.array<unsigned>(1);
+  if (threadIdx.x == 0) total.write(0, 0);
+  if (kFirstBarrier) __syncthreads();
+  total.add(0, threadIdx.x);
+  if (kSecondBarrier) __syncthreads();
+  args.out[threadIdx.x] = total.read(0);
+}
+
 int run(const char* name) {
   double* const out = new double[kBlocks * kThreads]();
   const Args args{out, 1};
@@ -137,6 +149,9 @@ int run(const char* name) {
       {"grid", grid_waits, together, args, 2},
       {"grid_not_cooperative", grid_waits, alone, args, 0},
       {"sums", sums, one, args, 2016},
+      {"adds", adds<true, true>, one, args, 2016},
+      {"adds_too_early", adds<false, true>, one, args, 0},
+      {"reads_while_others_add", adds<true, false>, one, args, 0},
   };
   for (const auto& lesson : lessons) {
     if (std::strcmp(lesson.name, name) != 0) continue;

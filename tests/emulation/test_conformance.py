@@ -28,6 +28,7 @@ LITTLE_MEMORY = "7,8192,4096,9"
 FEW_SMS = "4,12288,16384,9"  # teams take several groups of channels, sums of squares several chunks
 TABLES = "tests/conformance/test_tables.py"
 STATE = "tests/conformance/test_state.py"
+STATISTICS = "tests/conformance/test_activation_stats.py"
 OPTIMIZERS = ("tests/conformance/test_optim_tables.py", "tests/conformance/test_optim_device.py")
 GEOMETRY = ("-k", "batch_norm and (layouts or dtypes)")  # what the plan depends on
 BATCH_NORM = ("-k", "batch_norm")
@@ -43,6 +44,7 @@ RUNS = {
     "few SMs": ({"FASTNORM_EMULATED_GPU": FEW_SMS, "FASTNORM_EMULATED_ORDER": "last"}, (TABLES, *GEOMETRY)),
     "little memory": ({"FASTNORM_EMULATED_GPU": LITTLE_MEMORY}, (TABLES, *GEOMETRY)),
     "modules": ({"FASTNORM_EMULATED_GPU": CLUSTERS}, (STATE, "-k", "not relu")),
+    "activation statistics": ({"FASTNORM_EMULATED_GPU": FEW_SMS}, (STATISTICS,)),
     "optimizers": ({"FASTNORM_EMULATED_GPU": FEW_SMS}, OPTIMIZERS),
 }
 LEAST_PASSED = {
@@ -53,6 +55,7 @@ LEAST_PASSED = {
     "few SMs": 100,
     "little memory": 100,
     "modules": 20,
+    "activation statistics": 100,
     "optimizers": 90,
 }
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
     platform.system() != "Linux" or shutil.which("g++") is None, reason="the emulation is built by g++, on Linux"
 )
 
-RIGHT = ("pass_on", "cluster", "grid", "sums")
+RIGHT = ("pass_on", "cluster", "grid", "sums", "adds")
 WRONG = {
     "no_barrier": "shared memory, which (thread 1 of block 0 wrote, without a barrier|nobody wrote)",
     "no_second_barrier": "writes byte .* which thread .* reads, without a barrier in between",
@@ -27,6 +27,8 @@ WRONG = {
     "writes_too_far": r"writes element 64 of a shared array of 64 \[block 0, thread 63\]",
     "asks_for_too_much": "asks for 272 bytes of shared memory where the launch gave 256",
     "reads_what_nobody_wrote": "reads byte 0 of shared memory, which nobody wrote",
+    "adds_too_early": "adds to byte .* which (thread 0 wrote, without a barrier|nobody wrote)",
+    "reads_while_others_add": "reads byte .* to which others add|adds to byte .* which thread .* reads",
     "writes_past_a_tensor": "AddressSanitizer: heap-buffer-overflow",
     "no_cluster_barrier": "reads byte 0 of shared memory, which",
     "comes_too_late": "reads shared memory of block 0, which has ended",

@@ -58,13 +58,16 @@ def cuobjdump() -> str:
 def short_name(symbol: str) -> str:
     """batch_norm_fwd_kernel of a Variant: "batch_norm_fwd bf16 x 8 rows".
 
-    An optimizer's, with the switches of its rule: "optim_step fp32 Adam 0". Of anything else its own name.
+    An optimizer's, with the switches of its rule: "optim_step fp32 Adam 0". Of activation_stats: "activation_stats
+    fp32 x 4". Of anything else its own name.
     """
     kernel = re.search(r"\d+([a-z_]+)_kernel", symbol)
     name = kernel[1] if kernel else symbol
     if rule := re.search(r"(optim_(?:step|squares))_kernelI([fd])(?:NS_\d+([A-Z]\w+?)I[fd]((?:Lb[01]E)+))?", symbol):
         parts = (rule[1], DTYPES[rule[2]], rule[3], *re.findall(r"Lb([01])E", rule[4] or ""))
         return " ".join(filter(None, parts))
+    if stats := re.search(r"(activation_stats)_kernelI(?:NS_)?(8bfloat16|7float16|f|d)E?Li(\d+)E", symbol):
+        return f"{stats[1]} {DTYPES[stats[2]]} x {stats[3]}"
     variant = re.search(r"7VariantI(?:NS_)?(8bfloat16|7float16|f|d)E?Li(\d+)ELb([01])E", symbol)
     if variant is None:
         return name
@@ -112,7 +115,7 @@ def test_registers_and_spills_are_as_recorded() -> None:
 def test_blocks_fit_on_an_sm() -> None:
     """512 threads of every kernel whose grid waits for all of its blocks."""
     for name, targets in resources().items():
-        if name.startswith("batch_norm"):
+        if name.startswith(("batch_norm", "activation_stats")):
             assert all(registers <= 128 for registers, _ in targets.values()), name
 
 

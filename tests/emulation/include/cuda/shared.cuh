@@ -3,6 +3,8 @@
 
 #include <cooperative_groups.h>
 
+#include <type_traits>
+
 namespace fastnorm {
 
 template <class T>
@@ -19,6 +21,14 @@ class Shared {
   void write(int i, T value) const {
     emulation::check_write(*block_, inside(i, "writes"), sizeof(T));
     std::memcpy(block_->shared() + inside(i, "writes"), &value, sizeof value);
+  }
+  void add(int i, T value) const {
+    static_assert(std::is_integral_v<T>, "the sum of floating-point numbers would depend on who comes first");
+    emulation::check_add(*block_, inside(i, "adds to"), sizeof(T));
+    T sum;
+    std::memcpy(&sum, block_->shared() + inside(i, "adds to"), sizeof sum);
+    sum += value;
+    std::memcpy(block_->shared() + inside(i, "adds to"), &sum, sizeof sum);
   }
   Shared of_block(int rank) const {
     const auto& blocks = block_->cluster->blocks;
