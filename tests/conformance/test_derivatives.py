@@ -13,7 +13,13 @@ from fastnorm.testing import ACTS
 from .backends import Backend, each_backend, random
 from .functions import OPTIONS, function
 
-options = pytest.mark.parametrize("option", OPTIONS)
+options = pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(name, marks=pytest.mark.column("batch_norm" if option.norm == "batch" else "row_norm"))
+        for name, option in OPTIONS.items()
+    ],
+)
 
 
 @options

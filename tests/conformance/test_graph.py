@@ -163,6 +163,7 @@ def test_in_place_change_of_a_saved_tensor_is_detected(norm: str, changed: str, 
         y.sum().backward()
 
 
+@pytest.mark.column("batch_norm")
 @each_backend()
 def test_moved_statistics_tell_autograd(backend: Backend) -> None:
     """The buffers' version moves with their values, and stays in evaluation and for backward's own use."""
@@ -178,6 +179,7 @@ def test_moved_statistics_tell_autograd(backend: Backend) -> None:
     assert versions == (mean._version, var._version)
 
 
+@pytest.mark.column("batch_norm")
 @each_backend()
 def test_evaluation_gradient_survives_a_change_of_the_statistics(backend: Backend) -> None:
     """Either the gradient of what was computed, or an error: never that of the new statistics."""

@@ -114,6 +114,7 @@ def test_general_relu(layout: str, backend: Backend) -> None:
     opcheck(ops.general_relu_bwd, (torch.ones_like(x), x, None, None, None, None))
 
 
+@pytest.mark.column("batch_norm")
 @pytest.mark.parametrize("layout, backend", LAYOUTS_OF_BACKENDS, ids=str)
 @pytest.mark.parametrize("variant", ("training", "fused", "bare", "evaluation"))
 def test_batch_norm(layout: str, variant: str, backend: Backend) -> None:
@@ -122,6 +123,7 @@ def test_batch_norm(layout: str, variant: str, backend: Backend) -> None:
     opcheck(ops.batch_norm_bwd, backward_arguments(x, variant))
 
 
+@pytest.mark.column("batch_norm")
 @pytest.mark.parametrize("variant", ("training", "fused", "bare", "evaluation"))
 @each_backend()
 def test_unneeded_results_are_empty(variant: str, backend: Backend) -> None:
@@ -134,6 +136,7 @@ def test_unneeded_results_are_empty(variant: str, backend: Backend) -> None:
     assert dbias.dtype == (torch.float32 if arguments[3] is None else arguments[3].dtype)
 
 
+@pytest.mark.column("batch_norm")
 @pytest.mark.parametrize("data", ("normal", "offset_1e4", "outlier", "constant"))
 @pytest.mark.parametrize("unbiased", (False, True))
 @each_backend()

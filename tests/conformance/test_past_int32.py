@@ -126,6 +126,7 @@ def test_general_relu(backend: Backend) -> None:
     assert y[PAST] == 1.0 and dx[PAST] == 0.0
 
 
+@pytest.mark.column("batch_norm")
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=("nchw", "nhwc"))
 @on_kernels
 def test_channels(layout: torch.memory_format, backend: Backend) -> None:
@@ -157,6 +158,7 @@ def test_channels(layout: torch.memory_format, backend: Backend) -> None:
         assert torch.equal(part, (part_dy * wide).half())
 
 
+@pytest.mark.column("optim")
 @pytest.mark.parametrize("name, gib", (("SGD", 10), ("Adam", 27)))
 @on_kernels
 def test_optimizer(name: str, gib: float, backend: Backend) -> None:

@@ -140,6 +140,7 @@ def largest(backend: Backend) -> int:
     return 300 if backend.slow else 6000
 
 
+@pytest.mark.column("batch_norm")
 @each_backend()
 def test_batch_norm(backend: Backend) -> None:
     explore(backend, norm_cases(largest(backend)), FEW)
@@ -172,6 +173,7 @@ def test_numbers_of_optimizers(name: str, data: st.DataObject) -> None:
     follow(name, kwargs, [(9,), (40,)], torch.float32, steps=2)
 
 
+@pytest.mark.column("batch_norm")
 @pytest.mark.slow
 @each_backend()
 def test_many_batch_norms(backend: Backend) -> None:

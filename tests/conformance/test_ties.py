@@ -82,6 +82,7 @@ def test_general_relu(act: Act, dtype: torch.dtype, backend: Backend) -> None:
     torch.testing.assert_close(dx, their_dx, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.column("batch_norm")
 @acts
 @dtypes
 @pytest.mark.parametrize("residual", (False, True), ids=("", "residual"))
@@ -102,6 +103,7 @@ def test_batch_norm_in_evaluation(act: Act, dtype: torch.dtype, residual: bool, 
         torch.testing.assert_close(grad, their_grad, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.column("batch_norm")
 @acts
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=("nchw", "nhwc"))
 @each_backend()

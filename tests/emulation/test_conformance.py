@@ -30,6 +30,7 @@ TABLES = "tests/conformance/test_tables.py"
 STATE = "tests/conformance/test_state.py"
 STATISTICS = "tests/conformance/test_activation_stats.py"
 OPTIMIZERS = ("tests/conformance/test_optim_tables.py", "tests/conformance/test_optim_device.py")
+AUTOGRAD = tuple(f"tests/conformance/test_{name}.py" for name in ("ties", "opcheck", "graph"))
 GEOMETRY = ("-k", "batch_norm and (layouts or dtypes)")  # what the plan depends on
 BATCH_NORM = ("-k", "batch_norm")
 
@@ -43,6 +44,7 @@ RUNS = {
     ),
     "few SMs": ({"FASTNORM_EMULATED_GPU": FEW_SMS, "FASTNORM_EMULATED_ORDER": "last"}, (TABLES, *GEOMETRY)),
     "little memory": ({"FASTNORM_EMULATED_GPU": LITTLE_MEMORY}, (TABLES, *GEOMETRY)),
+    "autograd": ({"FASTNORM_EMULATED_GPU": CLUSTERS}, AUTOGRAD),
     "modules": ({"FASTNORM_EMULATED_GPU": CLUSTERS}, (STATE, "-k", "not relu")),
     "activation statistics": ({"FASTNORM_EMULATED_GPU": FEW_SMS}, (STATISTICS,)),
     "optimizers": ({"FASTNORM_EMULATED_GPU": FEW_SMS}, OPTIMIZERS),
@@ -54,6 +56,7 @@ LEAST_PASSED = {
     "clusters, other order": 100,
     "few SMs": 100,
     "little memory": 100,
+    "autograd": 150,
     "modules": 20,
     "activation statistics": 100,
     "optimizers": 90,
