@@ -15,7 +15,7 @@ from benchmarks.graph_replay import captured, side_stream
 from benchmarks.optim_cases import OptimCase
 from benchmarks.oracle import Oracle
 from benchmarks.peers import Peer, prepare
-from benchmarks.timing import HostClock, Plan, Run, Timing, interleave, make_clock, rotate
+from fastnorm.timing import HostClock, Plan, Run, Timing, interleave, make_clock, rotate
 
 Row = dict[str, Any]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.cases import EPS, LEAK, MAXV, MOMENTUM, SUB, Case
 from benchmarks.libraries import LIBRARIES, Library, call_of, serves
-from benchmarks.timing import Run
 from fastnorm.testing.problems import Problem
+from fastnorm.timing import Run
 
 Results = dict[str, Tensor]
 
