@@ -60,6 +60,11 @@ class Question:
         """The same question in float64."""
         return replace(self, args=map_tensors(self.args, as_double), kwargs=map_tensors(self.kwargs, as_double))
 
+    def copied(self) -> Question:
+        """The same question with tensors of its own, which want no gradient."""
+        args, kwargs = map_tensors((self.args, self.kwargs), lambda t: t.detach().clone())
+        return replace(self, args=args, kwargs=kwargs)
+
     @property
     def tensors(self) -> list[Tensor]:
         return [t for _, t in named_tensors((self.args, self.kwargs), "input")]

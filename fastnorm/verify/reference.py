@@ -18,6 +18,8 @@ from fastnorm.verify.trees import is_inexact, named_tensors
 # The float64 copy does something else, such as drawing other random numbers, where an output of the original is off
 # by more than so many floors, and by more than the cube root of the dtype's spacing.
 STRANGE = 8.0
+# Two float64 results are compared without a finer one, and their sums have no wider type to add up in.
+DOUBLE = 64.0
 
 
 class Reference:
@@ -63,7 +65,7 @@ class Reference:
         with CoarsestSeen() as seen:
             self.exact = question.answers(copy.deepcopy(model), training=self._training)
         self.exact_dtype = seen.dtype
-        self.floor: dict[Key, float] = dict.fromkeys(self.exact, 0.0)
+        self.floor = {key: noise_of(self.dtype) * size_of(exact) for key, exact in self.exact.items()}
         self.sample_up_to(samples)
 
     def sample_up_to(self, samples: int) -> None:
@@ -78,8 +80,7 @@ class Reference:
 
     def double_floor(self) -> dict[Key, float]:
         """The floor for a converted model that runs in float64 as well: rounding is as much smaller as its spacing."""
-        eps = max(torch.finfo(self.exact_dtype).eps, torch.finfo(torch.float64).eps)
-        share = min(1.0, eps / torch.finfo(self.dtype).eps)
+        share = min(1.0, DOUBLE * torch.finfo(self.exact_dtype).eps / torch.finfo(self.dtype).eps)
         return {key: share * value for key, value in self.floor.items()}
 
 

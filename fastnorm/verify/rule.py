@@ -2,11 +2,12 @@
 
 A result passes if its distance from the float64 answer (the Euclidean norm of the difference) is at most
     so many times the original's distance (2, unless the caller allows another factor)
-  + a floor: how far the float64 answer moves when every module's result, and its gradient, is rounded ROUNDINGS times as
-    coarsely as the model's dtype rounds, in the largest of several samples.
-The floor knows what one number cannot: how well the model is conditioned, that the gradient of a bias before a norm is
-zero but for rounding, and that an activation within rounding of a corner may take the other slope. Such corners are
-the reason for a coarse rounding: what one run in a hundred meets, a sample must meet.
+  + a floor: how far the float64 answer moves when every module's result, and its gradient, is rounded so many times
+    as coarsely as the model's dtype rounds (ROUNDINGS), in the largest of several samples; and what rounding the
+    answer itself so coarsely may do.
+The floor knows what one number cannot: how well the model is conditioned, that the gradient of a bias in front of a
+norm is zero but for rounding, and that an activation within rounding of a corner may take the other slope. Such
+corners are the reason for a coarse rounding: what one run in a hundred meets, a sample must meet.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ class Comparison:
     @property
     def ok(self) -> bool:
         return not self.problem and self.converted <= self.allowed
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether the exact result is zero, as far as this dtype can tell: such as of a bias in front of a norm."""
+        return self.size <= self.allowed
 
     @property
     def excess(self) -> float:

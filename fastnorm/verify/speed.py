@@ -70,6 +70,7 @@ def measure_speed(
         rounds=steps, least_rounds=min(LEAST_ROUNDS, steps), batch_seconds=0.01,
         budget_seconds=time_budget / len(STEPS), warm_calls=2,
     )  # fmt: skip
+    question = question.copied()
     found = []
     with seeded(question.seed, question.tensors):
         for what, make in STEPS.items():
@@ -89,7 +90,7 @@ def _summary(what: str, original: Timing, converted: Timing) -> Speed:
 
 def measure_saved(model: nn.Module, question: Question) -> int:
     """Bytes that a training forward keeps for the backward. Leaves the model as it was."""
-    model = copy.deepcopy(model)
+    model, question = copy.deepcopy(model), question.copied()
     set_mode(model, True)
     with seeded(question.seed, question.tensors), torch.enable_grad():
         return saved_bytes(model, lambda: model(*question.args, **question.kwargs))
