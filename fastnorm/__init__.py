@@ -2,6 +2,7 @@
 
 from fastnorm import functional, init, nn, optim
 from fastnorm._version import __version__
+from fastnorm.autograd.recompute import recompute
 from fastnorm.inputs import Normalize
 from fastnorm.lr_finder import LrCurve, lr_find
 from fastnorm.nn import (
@@ -50,5 +51,6 @@ __all__ = [
     "lr_find",
     "nn",
     "optim",
+    "recompute",
     "use_backend",
 ]
