@@ -2,6 +2,7 @@
 
 from fastnorm import functional, init, nn, optim
 from fastnorm._version import __version__
+from fastnorm.autograd.recompute import recompute
 from fastnorm.convert import ConversionReport, convert, revert
 from fastnorm.inputs import Normalize
 from fastnorm.lr_finder import LrCurve, lr_find
@@ -53,6 +54,7 @@ __all__ = [
     "lr_find",
     "nn",
     "optim",
+    "recompute",
     "revert",
     "use_backend",
 ]

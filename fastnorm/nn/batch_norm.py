@@ -104,29 +104,41 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return super().extra_repr() + act_repr(self.activation) + (", unbiased=True" if self.unbiased else "")
 
 
-_ARGUMENTS = """
+class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
+    """Batch norm over `[N, C]` or `[N, C, L]` with the activation and the residual fused.
 
-    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var per channel, of the batch in
-    training, of the running buffers in evaluation. torch.nn's arguments, state dict and behaviour, and
-    keyword-only `act` (GeneralRelu, nn.ReLU, nn.LeakyReLU, nn.ReLU6: fused, forward and backward, nothing saved for
-    it) and `unbiased` (normalise with the unbiased variance). `forward(x, residual=None)`.
-    Dtypes: fp64, fp32, bf16, fp16, parameters and buffers in the same or any other of them.
-    Raises as torch.nn's layer does. See `functional.batch_norm`.
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual). All else is as in `BatchNorm2d`.
     """
 
-
-class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
-    __doc__ = "Batch norm over [N, C] or [N, C, L] with the activation and the residual fused." + _ARGUMENTS
     _ranks = (2, 3)
 
 
 class BatchNorm2d(_FusedBatchNorm, nn.BatchNorm2d):
-    __doc__ = "Batch norm over [N, C, H, W] with the activation and the residual fused." + _ARGUMENTS
+    """Batch norm over `[N, C, H, W]` with the activation and the residual fused.
+
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var per channel, of the batch in
+    training, of the running buffers in evaluation. torch.nn's arguments, state dict, behaviour and errors, and
+    keyword-only `bias`, `act` and `unbiased`. `forward(x, residual=None)`.
+
+    Args:
+        bias: False leaves the bias out.
+        act: GeneralRelu, nn.ReLU, nn.LeakyReLU or nn.ReLU6: fused, forward and backward, nothing saved for it.
+        unbiased: normalise with the unbiased variance, as the fast.ai lessons do.
+
+    Dtypes: fp64, fp32, bf16, fp16, parameters and buffers in the same or any other of them.
+
+    Source: Ioffe and Szegedy 2015; torch.nn.BatchNorm2d; `functional.batch_norm`.
+    """
+
     _ranks = (4,)
 
 
 class BatchNorm3d(_FusedBatchNorm, nn.BatchNorm3d):
-    __doc__ = "Batch norm over [N, C, D, H, W] with the activation and the residual fused." + _ARGUMENTS
+    """Batch norm over `[N, C, D, H, W]` with the activation and the residual fused.
+
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual). All else is as in `BatchNorm2d`.
+    """
+
     _ranks = (5,)
 
 
@@ -136,9 +148,20 @@ class LessonBatchNorm(nn.Module):
     Training normalises with the batch's mean and *unbiased* variance, through which no gradient flows, and lerps the
     buffers `means` and `vars` by `mom`; evaluation uses the buffers. y = (x - mean) / sqrt(var + eps) * mults + adds.
 
-    Args: nf channels; mom, the lerp factor; eps, inside the square root; act, an activation to fuse (keyword-only).
-    Shapes: [N, nf, *], usually images; parameters [nf, 1, 1], buffers [1, nf, 1, 1].
-    Raises: ValueError for a batch of one value per channel. Source: the lessons' notebook on batch normalization.
+    Args:
+        nf: the number of channels.
+        mom: the lerp factor.
+        eps: added to the variance, inside the square root.
+        act: an activation to fuse, as in `BatchNorm2d`.
+
+    Shapes: x `[N, nf, *]`, usually images; parameters `[nf, 1, 1]`, buffers `[1, nf, 1, 1]`.
+
+    Dtypes: as `BatchNorm2d`.
+
+    Raises:
+        ValueError: for a batch of one value per channel.
+
+    Source: the lessons' notebook on batch normalization.
     """
 
     vars: Tensor

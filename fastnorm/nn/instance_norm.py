@@ -99,26 +99,38 @@ class _FusedInstanceNorm(nn.modules.instancenorm._InstanceNorm):
         return super().extra_repr() + act_repr(self.activation)
 
 
-_INSTANCE_NORM = """
+class InstanceNorm1d(_FusedInstanceNorm, nn.InstanceNorm1d):
+    """Instance norm over `[N, C, L]` or `[C, L]` with the activation and the residual fused.
 
-    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var per sample and channel, over its
-    positions; with track_running_stats, of the running buffers in evaluation. torch.nn's arguments, state dict and
-    behaviour, and keyword-only `act` as `LayerNorm` has it. `forward(x, residual=None)`.
-    Dtypes: fp64, fp32, bf16, fp16, parameters and buffers in the same or any other of them.
-    Raises as torch.nn's layer does; an empty batch gives an empty result. See `functional.instance_norm`.
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual). All else is as in `InstanceNorm2d`.
     """
 
-
-class InstanceNorm1d(_FusedInstanceNorm, nn.InstanceNorm1d):
-    __doc__ = "Instance norm over [N, C, L] or [C, L] with the activation and the residual fused." + _INSTANCE_NORM
     _unbatched_rank = 2
 
 
 class InstanceNorm2d(_FusedInstanceNorm, nn.InstanceNorm2d):
-    __doc__ = "Instance norm of [N, C, H, W] or [C, H, W], the activation and the residual fused." + _INSTANCE_NORM
+    """Instance norm over `[N, C, H, W]` or `[C, H, W]` with the activation and the residual fused.
+
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var per sample and channel, over its
+    positions; with track_running_stats, of the running buffers in evaluation. torch.nn's arguments, state dict,
+    behaviour and errors (but an empty batch gives an empty result), and keyword-only `act` as `LayerNorm` has it.
+    `forward(x, residual=None)`.
+
+    Args:
+        bias: False leaves the bias out.
+
+    Dtypes: fp64, fp32, bf16, fp16, parameters and buffers in the same or any other of them.
+
+    Source: Ulyanov, Vedaldi and Lempitsky 2016; torch.nn.InstanceNorm2d; `functional.instance_norm`.
+    """
+
     _unbatched_rank = 3
 
 
 class InstanceNorm3d(_FusedInstanceNorm, nn.InstanceNorm3d):
-    __doc__ = "Instance norm of [N, C, D, H, W] or [C, D, H, W], activation and residual fused." + _INSTANCE_NORM
+    """Instance norm over `[N, C, D, H, W]` or `[C, D, H, W]` with the activation and the residual fused.
+
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual). All else is as in `InstanceNorm2d`.
+    """
+
     _unbatched_rank = 4

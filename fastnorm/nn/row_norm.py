@@ -23,10 +23,16 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm over the trailing dims with the activation and the residual fused.
 
     y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var over normalized_shape. torch.nn's
-    arguments, state dict and behaviour, and keyword-only `act` (GeneralRelu, nn.ReLU, nn.LeakyReLU, nn.ReLU6: fused,
-    forward and backward, nothing saved for it). `forward(x, residual=None)`.
-    Shapes: [*, *normalized_shape], like the result. Dtypes: fp64, fp32, bf16, fp16, parameters in any of them.
-    Raises as torch.nn's layer does. See `functional.layer_norm`.
+    arguments, state dict, behaviour and errors, and keyword-only `act`. `forward(x, residual=None)`.
+
+    Args:
+        act: GeneralRelu, nn.ReLU, nn.LeakyReLU or nn.ReLU6: fused, forward and backward, nothing saved for it.
+
+    Shapes: x `[*, *normalized_shape]`, like the result; weight and bias normalized_shape.
+
+    Dtypes: fp64, fp32, bf16, fp16, parameters in any of them.
+
+    Source: Ba, Kiros and Hinton 2016; torch.nn.LayerNorm; `functional.layer_norm`.
     """
 
     activation: Activation = IDENTITY
@@ -68,10 +74,14 @@ class RMSNorm(nn.RMSNorm):
     """RMS norm over the trailing dims with the activation and the residual fused.
 
     y = act(x / sqrt(avg(x^2) + eps) * weight + residual), the average over normalized_shape. torch.nn's arguments,
-    state dict and behaviour (eps=None is the spacing of the arithmetic's numbers at 1), and keyword-only `act` as
-    `LayerNorm` has it. `forward(x, residual=None)`.
-    Shapes: [*, *normalized_shape], like the result. Dtypes: fp64, fp32, bf16, fp16, the weight in any of them.
-    Raises as torch.nn's layer does. See `functional.rms_norm`.
+    state dict, behaviour (eps=None is the spacing of the arithmetic's numbers at 1) and errors, and keyword-only `act`
+    as `LayerNorm` has it. `forward(x, residual=None)`.
+
+    Shapes: x `[*, *normalized_shape]`, like the result; the weight normalized_shape.
+
+    Dtypes: fp64, fp32, bf16, fp16, the weight in any of them.
+
+    Source: Zhang and Sennrich 2019; torch.nn.RMSNorm; `functional.rms_norm`.
     """
 
     activation: Activation = IDENTITY
@@ -111,10 +121,17 @@ class GroupNorm(nn.GroupNorm):
     """Group norm with the activation and the residual fused.
 
     y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var over num_channels / num_groups
-    neighbouring channels of a sample, weight and bias per channel. torch.nn's arguments, state dict and behaviour, and
-    keyword-only `act` as `LayerNorm` has it. `forward(x, residual=None)`.
-    Shapes: [N, num_channels, *], like the result. Dtypes: fp64, fp32, bf16, fp16, parameters in any of them.
-    Raises as torch.nn's layer does. See `functional.group_norm`.
+    neighbouring channels of a sample, weight and bias per channel. torch.nn's arguments, state dict, behaviour and
+    errors, and keyword-only `act` as `LayerNorm` has it. `forward(x, residual=None)`.
+
+    Args:
+        bias: False leaves the bias out.
+
+    Shapes: x `[N, num_channels, *]`, like the result; weight and bias `[num_channels]`.
+
+    Dtypes: fp64, fp32, bf16, fp16, parameters in any of them.
+
+    Source: Wu and He 2018; torch.nn.GroupNorm; `functional.group_norm`.
     """
 
     activation: Activation = IDENTITY
@@ -159,12 +176,23 @@ class LayerNorm2d(nn.Module):
     """Layer norm over the channels of images, at each position by itself (ConvNeXt's), with `act` and residual fused.
 
     y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var over dim 1 of x, contiguous or
-    channels_last, without permuting copies.
+    channels_last, without permuting copies. `forward(x, residual=None)`.
 
-    Args: num_channels; eps, inside the square root; elementwise_affine, a weight and (with bias) a bias per channel;
-        act, an activation to fuse (keyword-only). `forward(x, residual=None)`.
-    Shapes: [N, num_channels, *], like the result; parameters `weight` and `bias` [num_channels].
-    Raises: RuntimeError for another number of channels. See `functional.layer_norm_2d`.
+    Args:
+        num_channels: C.
+        eps: added to the variance, inside the square root.
+        elementwise_affine: a weight per channel, and a bias.
+        bias: False leaves the bias out.
+        act: an activation to fuse, as in `LayerNorm`.
+
+    Shapes: x `[N, num_channels, *]`, like the result; parameters `weight` and `bias` `[num_channels]`.
+
+    Dtypes: fp64, fp32, bf16, fp16, parameters in any of them.
+
+    Raises:
+        RuntimeError: for another number of channels.
+
+    Source: Liu et al. 2022 (ConvNeXt); `functional.layer_norm_2d`.
     """
 
     activation: Activation = IDENTITY
@@ -191,6 +219,7 @@ class LayerNorm2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Ones and zeros."""
         if self.weight is not None:
             nn.init.ones_(self.weight)
         if self.bias is not None:
@@ -235,10 +264,19 @@ class LessonLayerNorm(nn.Module):
     Mean and *unbiased* variance over all channels and positions of a sample, in training and evaluation alike:
     y = (x - mean) / sqrt(var + eps) * mult + add, with one number `mult` and one number `add` for the whole layer.
 
-    Args: dummy, which is not looked at (the lessons pass the number of channels, as to the other norms); eps, inside
-        the square root; act, an activation to fuse (keyword-only). `forward(x, residual=None)`.
-    Shapes: [N, C, *], usually images; parameters 0-d.
-    Raises: ValueError for samples of one value. Source: the lessons' notebook on batch normalization.
+    Args:
+        dummy: not looked at; the lessons pass the number of channels, as to the other norms.
+        eps: added to the variance, inside the square root.
+        act: an activation to fuse, as in `LayerNorm`.
+
+    Shapes: x `[N, C, *]`, usually images; parameters 0-d.
+
+    Dtypes: fp64, fp32, bf16, fp16, parameters in any of them.
+
+    Raises:
+        ValueError: for samples of one value.
+
+    Source: the lessons' notebook on batch normalization.
     """
 
     activation: Activation = IDENTITY

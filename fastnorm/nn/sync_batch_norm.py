@@ -18,13 +18,22 @@ fx.wrap("chosen")
 class SyncBatchNorm(nn.SyncBatchNorm):
     """torch.nn.SyncBatchNorm with a fused-in activation and residual, on CPUs (gloo) as well as GPUs (nccl).
 
-    In training, in a process group of more than one, mean and variance are those of all processes' batches together,
-    each counted by its size (a process may have none); gradients flow through them to every process. Otherwise it is
-    fastnorm's batch norm. The synchronised path runs in plain PyTorch around two all-reduces.
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual). In training, in a process group of more than one,
+    mean and var are those of all processes' batches together, each counted by its size (a process may have none);
+    gradients flow through them to every process. Otherwise it is fastnorm's batch norm. The synchronised path runs in
+    plain PyTorch around two all-reduces.
 
-    torch.nn's arguments, then keyword-only `act` (GeneralRelu, nn.ReLU, nn.LeakyReLU, nn.ReLU6) and `unbiased`.
-    Shapes: [N, C, *]. Raises ValueError if all processes together have one value per channel.
+    torch.nn's arguments, state dict and errors, and keyword-only `act` and `unbiased` as `BatchNorm2d` has them.
     `convert_sync_batchnorm` turns every batch norm of a model, fastnorm's with their activation, into this layer.
+
+    Shapes: x `[N, C, *]`, like the result.
+
+    Dtypes: as `BatchNorm2d`.
+
+    Raises:
+        ValueError: if all processes together have one value per channel.
+
+    Source: torch.nn.SyncBatchNorm; `functional.synchronized_batch_norm`.
     """
 
     activation: Activation = IDENTITY
