@@ -21,7 +21,8 @@ from benchmarks.compare import main as compare_main
 from benchmarks.floors import kernels, make_floors
 from benchmarks.measure import measure
 from benchmarks.oracle import Oracle
-from benchmarks.peers import PEERS, Peer, composed, composed_module, peers_of, prepare
+from benchmarks.peers import PEERS, Peer, composed, composed_module, peers_of
+from benchmarks.prepare import prepare
 from benchmarks.ratios import all_ratios
 from benchmarks.report import main as report_main
 from benchmarks.targets import CPU_TARGETS, CUDA_TARGETS, Target, judge
