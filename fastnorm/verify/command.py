@@ -150,7 +150,7 @@ def placed(
     dtype = DTYPES[options.dtype] if options.dtype else None
     model = model.to(device=options.device, dtype=dtype)
     if options.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs forget it
 
     def place(t: Tensor) -> Tensor:
         t = t.to(device=options.device, dtype=dtype if t.is_floating_point() else None)

@@ -95,24 +95,39 @@ class Question:
 
 
 class Disturbance:
-    """Rounds coarsely: t becomes t * (1 + noise * u), u drawn uniformly from -1..1; its gradient, too.
+    """Rounds coarsely: t becomes t * (1 + noise * u), u drawn uniformly from -1..1.
 
-    Done to the model's floating inputs and to the result of every module without children.
+    And all of t is shifted by a part of its root mean square: single roundings average out in a mean, but a mean is
+    rounded itself, to the spacing of the numbers that it was taken of. Done to the model's floating inputs and to the
+    result of every module without children. Their gradients are rounded with draws of their own: with those of the
+    forward they would be the gradients of another function, which keeps the original's symmetries.
     """
+
+    SHIFT = 1 / 8  # of the noise: two roundings where that is sixteen
 
     def __init__(self, noise: float, seed: int) -> None:
         self.noise = noise
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}  # its own: dropout's numbers must not move
+        self._sign = 1.0
 
     def __call__(self, t: Tensor) -> Tensor:
         if not self.noise:
             return t.clone()
+        with torch.no_grad():
+            rms = torch.nan_to_num(t, 0.0, 0.0, 0.0).abs().square().mean().sqrt()
+            self._sign = -self._sign
+            off = t * self._drawn(t) + self._sign * self.SHIFT * self.noise * rms
+        moved = t + off
+        if moved.requires_grad:
+            moved.register_hook(lambda g: g + g * self._drawn(g))
+        return moved
+
+    def _drawn(self, t: Tensor) -> Tensor:
         if t.device not in self._generators:
             self._generators[t.device] = torch.Generator(t.device).manual_seed(self._seed)
         drawn = torch.empty(t.shape, dtype=t.real.dtype, device=t.device)
-        drawn.uniform_(-self.noise, self.noise, generator=self._generators[t.device])
-        return t * drawn.add_(1)
+        return drawn.uniform_(-self.noise, self.noise, generator=self._generators[t.device])
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:

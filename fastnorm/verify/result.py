@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -103,8 +104,9 @@ class Verification:
         worst = self.worst()
         for one in worst:
             unit, star = (1.0, "*") if one.vanishes else (one.size, "")
-            numbers = [f"{value / unit:.1e}{star}" for value in (one.converted, one.original, one.allowed)]
-            rows.append((f"{one.mode}: {one.kind}", one.name, *(["-"] * 3 if one.problem else numbers)))
+            ours, theirs, most = (f"{value / unit:.1e}{star}" for value in (one.converted, one.original, one.allowed))
+            numbers = ("-", "-", "-") if one.problem else (ours, theirs, most)
+            rows.append((f"{one.mode}: {one.kind}", one.name, *numbers))
         starred = any(one.vanishes and not one.problem for one in worst)
         return aligned(rows) + (["* absolute: the exact result is zero but for rounding"] if starred else [])
 
@@ -132,7 +134,7 @@ class Verification:
         return lines + ([] if failures else ["ok"])
 
 
-def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns of text, each as wide as its widest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

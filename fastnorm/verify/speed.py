@@ -83,9 +83,16 @@ def measure_speed(
 
 def _summary(what: str, original: Timing, converted: Timing) -> Speed:
     ratios = round_ratios(original, converted)
-    medians = [timing.quantiles_us()["p50"] / 1e6 for timing in (original, converted)]
-    quartiles = [quantile(ratios, q) for q in (0.5, 0.25, 0.75)]
-    return Speed(what, *medians, *quartiles, len(ratios), original.noisy or converted.noisy)
+    return Speed(
+        what,
+        original=original.quantiles_us()["p50"] / 1e6,
+        converted=converted.quantiles_us()["p50"] / 1e6,
+        ratio=quantile(ratios, 0.5),
+        low=quantile(ratios, 0.25),
+        high=quantile(ratios, 0.75),
+        rounds=len(ratios),
+        noisy=original.noisy or converted.noisy,
+    )
 
 
 def measure_saved(model: nn.Module, question: Question) -> int:

@@ -279,3 +279,13 @@ def test_infinities_that_both_have_are_no_error() -> None:
 
     found = verified(Masked(), torch.randn(4, 4), loss=lambda output: output.exp().sum())
     assert found.ok, str(found)
+
+
+@pytest.mark.parametrize("rows", [64, 1024])
+def test_gradients_that_nearly_vanish_are_no_failures(rows: int) -> None:
+    """A norm behind a norm: only eps keeps the first one's gradients from zero, and means are zero but for rounding."""
+    model = nn.Sequential(nn.LayerNorm(32), nn.BatchNorm1d(32), nn.Linear(32, 32), nn.BatchNorm1d(32, momentum=1.0))
+    x = torch.randn(rows, 32)
+    found = verified(model, x - x.mean(0))
+    assert found.ok, str(found)
+    assert any(one.vanishes for one in found.comparisons if one.name == "2.bias")
