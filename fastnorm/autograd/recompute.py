@@ -75,13 +75,18 @@ class recompute:
     residual. Others (a residual's sum, evaluation mode of batch norm, SyncBatchNorm) are kept as ever, and so is a
     result that something changed in place before it was saved.
 
-    Args: rest, hooks for the tensors that are kept all the same, such as `torch.autograd.graph.save_on_cpu()`. Of
-        several `saved_tensors_hooks` around an operation torch applies the innermost only; this is a way to have both.
-    Raises: in backward, RuntimeError where a norm's input or parameters were changed in place meanwhile, as autograd
-        does for saved tensors.
     Without effect in compiled code, whose compiler decides by itself what to recompute, and under torch.func.
-    Source: Chen et al. 2016 (arXiv:1604.06174), checkpointing of cheap operations; memory-efficient DenseNets, Pleiss
-        et al. 2017 (arXiv:1707.06990).
+
+    Args:
+        rest: hooks for the tensors that are kept all the same, such as `torch.autograd.graph.save_on_cpu()`. Of several
+            `saved_tensors_hooks` around an operation torch applies the innermost only; this is a way to have both.
+
+    Raises:
+        RuntimeError: in backward, where a norm's input or parameters were changed in place meanwhile, as autograd does
+            for saved tensors.
+
+    Source: checkpointing of cheap operations, Chen et al. 2016 (arXiv:1604.06174); memory-efficient DenseNets, Pleiss
+    et al. 2017 (arXiv:1707.06990).
     """
 
     def __init__(self, rest: saved_tensors_hooks | None = None) -> None:
