@@ -3,6 +3,7 @@
 from fastnorm import functional, init, nn, optim
 from fastnorm._version import __version__
 from fastnorm.autograd.recompute import recompute
+from fastnorm.convert import ConversionReport, convert, revert
 from fastnorm.inputs import Normalize
 from fastnorm.lr_finder import LrCurve, lr_find
 from fastnorm.nn import (
@@ -30,6 +31,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "ConversionReport",
     "GeneralRelu",
     "GroupNorm",
     "InstanceNorm1d",
@@ -45,6 +47,7 @@ __all__ = [
     "SyncBatchNorm",
     "__version__",
     "available_backends",
+    "convert",
     "explain",
     "functional",
     "init",
@@ -52,5 +55,6 @@ __all__ = [
     "nn",
     "optim",
     "recompute",
+    "revert",
     "use_backend",
 ]
