@@ -71,7 +71,7 @@ class RmspropRule(Rule):
 class RMSprop(FusedOptimizer, torch.optim.RMSprop):
     r"""RMSprop in one fused pass over all parameters: `torch.optim.RMSprop` and more.
 
-    Formula, with g the gradient (negated with `maximize`)::
+    Formula, with g the gradient (negated with `maximize`):
 
         g = g + weight_decay * p                   or, decoupled:  p = p * (1 - lr * weight_decay)
         v = alpha * v + (1 - alpha) * g^2          v starts at `init`: 0, 1, or the first g^2
@@ -81,19 +81,27 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         buf = momentum * buf + d;       p = p - lr * buf
         buf = momentum * buf + lr * d;  p = p - buf    with lr_in_momentum
 
+    The other arguments are those of `torch.optim.RMSprop`.
+
     Args:
-        params, lr, alpha, eps, weight_decay, momentum, centered, capturable, maximize, differentiable: as in
-            `torch.optim.RMSprop`.
-        foreach, fused: accepted and without meaning; the step is always fused.
+        foreach: accepted and without meaning; the step is always fused.
+        fused: as foreach.
         init: "zeros" (PyTorch), "first_grad" (the lessons: the average starts at the first squared gradient and is
             lerped from that step on) or "ones" (TensorFlow).
-        eps_inside_sqrt, decoupled_weight_decay, lr_in_momentum: see the formula.
-        max_norm: clip all gradients together to this norm, inside the step.
+        eps_inside_sqrt: see the formula.
+        decoupled_weight_decay: see the formula.
+        lr_in_momentum: see the formula.
+        max_norm: clip all gradients together to this norm, inside the step; None for no clipping.
         master_weights: None or "fp32": keep an fp32 copy of each 16-bit parameter in the state ("master_param").
         stochastic_rounding: round 16-bit parameters at random, by `seed`, step, parameter and element alone.
+        seed: of the stochastic rounding.
 
     Dtypes: fp64, fp32, bf16, fp16 and complex parameters; the state of a 16-bit parameter is fp32. Any strides.
-    Raises ValueError for invalid numbers, RuntimeError for sparse gradients.
+
+    Raises:
+        ValueError: for invalid numbers.
+        RuntimeError: for sparse gradients.
+
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.RMSprop.html; lesson: fast.ai course 2022,
     part 2.
     """
