@@ -16,7 +16,7 @@ from benchmarks.optim_cases import OptimCase
 from benchmarks.oracle import Oracle
 from benchmarks.peers import Peer
 from benchmarks.prepare import prepare
-from benchmarks.timing import HostClock, Plan, Run, Timing, interleave, make_clock, rotate
+from fastnorm.timing import HostClock, Plan, Run, Timing, interleave, make_clock, rotate
 
 Row = dict[str, Any]
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks.cases import Case
 from benchmarks.peers import Function, Peer, stats_function
-from benchmarks.timing import Run
 from fastnorm.testing.problems import Problem
+from fastnorm.timing import Run
 
 Results = dict[str, Tensor]
 

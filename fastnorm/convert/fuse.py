@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import FunctionType
 
+import torch
 from torch import Tensor, fx, nn
 
 from fastnorm.convert.fused import Checks, Recipe, Variant, class_before, digest_of, fused_class
@@ -54,7 +55,7 @@ def _near(module: nn.Module) -> Iterator[nn.Module]:
     """The children that a module's own forward can call: its own, and those of containers, which have no forward."""
     for child in module.children():
         yield child
-        if type(child).forward is nn.Module.forward:
+        if not isinstance(child, torch.jit.ScriptModule) and type(child).forward is nn.Module.forward:
             yield from _near(child)
 
 
@@ -67,6 +68,8 @@ def _functions(cls: type) -> Iterator[FunctionType]:
 
 def _may_fuse(module: nn.Module, cls: type[nn.Module]) -> bool:
     """Whether a norm and an activation are there to be called: only then is it worth a trace."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
     near = list(_near(module))
     if cls.forward is nn.Module.forward or not any(map(is_ours, near)) or is_ours(module):
         return False
