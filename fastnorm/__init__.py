@@ -3,7 +3,7 @@
 from fastnorm import functional, init, nn, optim
 from fastnorm._version import __version__
 from fastnorm.autograd.recompute import recompute
-from fastnorm.convert import ConversionReport, convert, revert
+from fastnorm.convert import ConversionReport, convert, patched, revert
 from fastnorm.inputs import Normalize
 from fastnorm.lr_finder import LrCurve, lr_find
 from fastnorm.nn import (
@@ -25,9 +25,11 @@ from fastnorm.nn import (
 from fastnorm.ops.backend import available_backends, use_backend
 from fastnorm.report import explain
 from fastnorm.stats import ActivationStats
+from fastnorm.verify import Allowed, Verification, verify
 
 __all__ = [
     "ActivationStats",
+    "Allowed",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -45,6 +47,7 @@ __all__ = [
     "Normalize",
     "RMSNorm",
     "SyncBatchNorm",
+    "Verification",
     "__version__",
     "available_backends",
     "convert",
@@ -54,7 +57,9 @@ __all__ = [
     "lr_find",
     "nn",
     "optim",
+    "patched",
     "recompute",
     "revert",
     "use_backend",
+    "verify",
 ]

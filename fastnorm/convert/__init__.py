@@ -6,10 +6,11 @@ from torch import nn
 
 from fastnorm.convert.fuse import fuse_module
 from fastnorm.convert.fused import class_before
+from fastnorm.convert.patching import patched
 from fastnorm.convert.report import ConversionReport, Fused, Left, Replaced
 from fastnorm.convert.twins import ORIGINALS, TWINS, class_name, is_norm, is_ours, why_left
 
-__all__ = ["ConversionReport", "Fused", "Left", "Replaced", "convert", "revert"]
+__all__ = ["ConversionReport", "Fused", "Left", "Replaced", "convert", "patched", "revert"]
 
 
 def convert(model: nn.Module, *, fuse: bool = True) -> ConversionReport:
