@@ -30,8 +30,11 @@ def convert(model: nn.Module, *, fuse: bool = True) -> ConversionReport:
         model: any module; a norm itself as well.
         fuse: whether to fuse.
 
-    Returns: what was replaced, what was fused, and what was left, with the reason. Converting again does what is new.
-    Raises: TypeError for something that is no nn.Module.
+    Returns:
+        What was replaced, what was fused, and what was left, with the reason. Converting again does what is new.
+
+    Raises:
+        TypeError: for something that is no nn.Module.
     """
     _check(model)
     modules = list(model.named_modules())
@@ -62,8 +65,16 @@ def convert(model: nn.Module, *, fuse: bool = True) -> ConversionReport:
 def revert(model: nn.Module) -> ConversionReport:
     """Gives every module that `convert` changed its original class back, in place.
 
-    Norms that were built as fastnorm's stay so. Returns: what was given back, as `replaced`.
-    Raises: TypeError for something that is no nn.Module.
+    Norms that were built as fastnorm's stay so.
+
+    Args:
+        model: any module.
+
+    Returns:
+        What was given back, as `replaced`.
+
+    Raises:
+        TypeError: for something that is no nn.Module.
     """
     _check(model)
     replaced: list[Replaced] = []
