@@ -11,7 +11,7 @@ import importlib
 import sys
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastnorm.activation import IDENTITY, Activation, as_activation, chosen
@@ -20,6 +20,8 @@ from fastnorm.convert.kernels import KERNELS, Kernel
 from fastnorm.convert.pairs import ACTIVATIONS, Unprovable
 from fastnorm.convert.rms import eps_name, proven_form
 from fastnorm.functional import general_relu
+
+fx.wrap("chosen")  # a symbolic trace records the call
 
 _NORM, _ACT = "timm.layers.norm", "timm.layers.norm_act"
 KNOWN: dict[str, str] = {
@@ -88,7 +90,7 @@ class ForeignNorm(nn.Module):
 
 def twin_of(module: nn.Module) -> type[nn.Module] | None:
     """The twin of another package's norm; None where there is none. Unprovable, with the reason, for a near miss."""
-    cls = type(module)
+    cls: Any = type(module)  # for mypy a class of modules has nn.Module's __hash__
     name = _name_of(cls)
     if name in KNOWN:
         return make_twin(cls, KNOWN[name])
@@ -106,7 +108,7 @@ def own_activation(module: nn.Module) -> Activation:
 
 
 @functools.cache
-def make_twin(cls: type[nn.Module], kernel: str) -> type[nn.Module]:
+def make_twin(cls: Any, kernel: str) -> type[nn.Module]:
     """The subclass of a package's class with fastnorm's forward. Its name is the class's own."""
     body = {
         "__module__": __name__,

@@ -28,7 +28,7 @@ def _always(module: Any, x: Tensor) -> bool:
     return True
 
 
-def _images(module: Any, x: Tensor) -> bool:
+def _images(module: Any, x: Any) -> bool:
     return isinstance(x, fx.Proxy) or (x.dim() == 4 and x.dtype in FLOATING)
 
 

@@ -92,10 +92,20 @@ def _profiler(codes: dict[CodeType, dict[str, Any]], problems: list[str]) -> Cal
             caller = frame.f_back.f_globals.get("__name__") if frame.f_back else None
             if is_users(caller) and (frame.f_code.co_name in _QUERIES or _is_unsteady(name)):
                 problems.append(f"its forward asks {frame.f_code.co_name}()")
-            if is_users(name):
+            if is_users(name) and not _importing(frame):
                 codes[frame.f_code] = frame.f_globals
 
     return profile
+
+
+def _importing(frame: FrameType) -> bool:
+    """Whether the code runs because something that the forward calls imports it just now."""
+    above: FrameType | None = frame
+    while above is not None and above.f_code is not fx.Tracer.trace.__code__:
+        if above.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        above = above.f_back
+    return False
 
 
 def _check_globals(code: CodeType, table: dict[str, Any]) -> None:
