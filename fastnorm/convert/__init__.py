@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from fastnorm.convert.foreign import own_activation, twin_of
 from fastnorm.convert.fuse import fuse_module
@@ -78,6 +79,7 @@ def revert(model: nn.Module) -> ConversionReport:
     """
     _check(model)
     replaced: list[Replaced] = []
+    left: list[Left] = []
     for name, module in model.named_modules():
         before = type(module)
         original = class_before(before)
@@ -86,7 +88,13 @@ def revert(model: nn.Module) -> ConversionReport:
         if original is not before:
             module.__class__ = original
             replaced.append(Replaced(name, class_name(before), class_name(original)))
-    return ConversionReport(replaced=tuple(replaced))
+        elif is_parametrized(module) and _is_ours_by_conversion(before.__mro__[1]):
+            left.append(Left(name, class_name(before), "parametrized since it was converted"))
+    return ConversionReport(replaced=tuple(replaced), left=tuple(left))
+
+
+def _is_ours_by_conversion(cls: type[nn.Module]) -> bool:
+    return class_before(cls) is not cls or original_of(cls) is not cls
 
 
 def _twin(module: nn.Module) -> type[nn.Module] | None:

@@ -45,7 +45,7 @@ def class_name(cls: type) -> str:
 
 def original_of(cls: type[nn.Module]) -> type[nn.Module]:
     """The class that a twin stands in for; any other class itself."""
-    foreign: type[nn.Module] = getattr(cls, "fastnorm_original", cls)
+    foreign: type[nn.Module] = vars(cls).get("fastnorm_original", cls)
     return _ORIGINALS.get(cls, foreign)
 
 
