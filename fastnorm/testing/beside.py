@@ -1,0 +1,206 @@
+"""Two models trained beside each other, and how far apart rounding may bring them.
+
+Nobody can say in advance what rounding does to a deep net: its gradients jump where a pre-activation changes sign, and
+training multiplies every difference. So the bound is measured. The oracle is the original in float64. A copy of it is
+trained in the same way, with noise: every parameter, and what each layer gives and (backward) receives, is changed by a
+relative
+    NOISE_ROUNDINGS * u, u the rounding of the arithmetic under test, 2^-24 or 2^-53:
+the few roundings that a layer makes, and far less than a wrong formula. For each tensor (by its Euclidean norm) the
+bound is
+    what the noise moved in it
+  + the noise's median relative effect on the tensors of its kind: a single number may have stayed by chance.
+
+In float64 the comparison is sharp, tensor by tensor over several steps. In float32 it is made over one: later the
+differences are the net's own chaos. And there a sign or two changes in every net of many ReLUs, which moves a late
+layer's gradient as noise of another draw need not: so several are drawn, and gradients are compared as one vector.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastnorm.testing.zoo import Batch, call, logits_of, loss_of
+
+NOISE_ROUNDINGS = 32.0
+PEER_FACTOR = 2.0  # under autocast; errors of so many roundings agree much closer
+UNITS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+STEPS = {torch.float32: 1, torch.float64: 3}
+DRAWS = {torch.float32: 3, torch.float64: 1}
+KINDS = ("output", "gradient", "parameter", "buffer")
+JUMPING = ("gradient", "parameter")
+Findings = dict[str, dict[str, Tensor]]  # kind -> name -> float64 tensor
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Of one tensor after one step: how far from the oracle's, how far it may be, how large the oracle's is."""
+
+    step: int
+    kind: str
+    name: str
+    error: float
+    bound: float
+    size: float
+
+    @property
+    def excess(self) -> float:
+        """The error in units of what is allowed."""
+        if not self.error <= self.bound:  # a NaN as well
+            return self.error / self.bound if self.bound > 0 and self.error < torch.inf else torch.inf
+        return self.error / self.bound if self.bound else 0.0
+
+    def __str__(self) -> str:
+        where = f"step {self.step}, {self.kind} {self.name}"
+        return f"{where}: off by {self.error:.3g} of {self.size:.3g}, {self.excess:.3g} times what is allowed"
+
+
+class Trial:
+    """What the oracle and its perturbed copies found over some steps, against which candidates are measured."""
+
+    def __init__(self, original: nn.Module, batch: Batch, *, lr: float = 1e-3) -> None:
+        self.batch, self.lr = batch, lr
+        oracle = copy.deepcopy(original).double()
+        self.moved = {
+            dtype: [
+                self._found(perturbed(oracle, NOISE_ROUNDINGS * unit, seed=seed), steps=STEPS[dtype])
+                for seed in range(DRAWS[dtype])
+            ]
+            for dtype, unit in UNITS.items()
+        }
+        self.exact = self._found(oracle, steps=max(STEPS.values()))
+
+    def _found(self, model: nn.Module, *, steps: int, dtype: torch.dtype = torch.float64) -> list[Findings]:
+        return list(training(model, cast(self.batch, dtype), steps=steps, lr=self.lr))
+
+    def distances(
+        self, candidate: nn.Module, dtype: torch.dtype, judged_as: torch.dtype | None = None
+    ) -> list[Distance]:
+        """Trains the candidate, whose parameters are of that dtype, and measures what it found at each step.
+
+        judged_as: the arithmetic of which the bound is, where a model computes in less than its parameters' dtype.
+        Raises: AssertionError where its tensors do not have the original's names, in the original's order.
+        """
+        judged_as = judged_as or dtype
+        found = []
+        for step, got in enumerate(self._found(candidate, steps=STEPS[judged_as], dtype=dtype)):
+            for kind in KINDS:
+                exact, moved = self.exact[step][kind], [draw[step][kind] for draw in self.moved[judged_as]]
+                assert list(got[kind]) == list(exact), f"step {step}: other names of {kind}s than the original's"
+                if judged_as == torch.float32 and kind in JUMPING:
+                    together = [_together(tensors) for tensors in (exact, got[kind], *moved)]
+                    found += _distances(step, kind, together[0], together[1], together[2:])
+                else:
+                    found += _distances(step, kind, exact, got[kind], moved)
+        return found
+
+
+def training(model: nn.Module, batch: Batch, *, steps: int, lr: float) -> Iterator[Findings]:
+    """What each step of SGD with momentum finds and leaves; random numbers are drawn anew from the step's number."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    for step in range(steps):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        output = call(model, batch)
+        loss = loss_of(output)
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        before = {"output": {"logits": logits_of(output), "loss": loss}, "gradient": gradients}
+        found = {kind: {name: _wide(t) for name, t in tensors.items()} for kind, tensors in before.items()}
+        optimizer.step()
+        after = {"parameter": model.named_parameters(), "buffer": model.named_buffers()}
+        yield found | {kind: {name: _wide(t) for name, t in tensors} for kind, tensors in after.items()}
+
+
+def perturbed(model: nn.Module, noise: float, *, seed: int = 0) -> nn.Module:
+    """A copy whose parameters and layers' results are times 1 - noise or 1 + noise, element by element, by chance.
+
+    Not the parameters alone: where a gradient is zero in exact arithmetic (a bias before a norm) it would stay zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def changed(t: Tensor) -> Tensor:
+        return t * (1 + noise * (2 * torch.randint(2, t.shape, generator=generator, dtype=t.dtype) - 1))
+
+    def change_result(module: nn.Module, args: Any, result: Any) -> Any:
+        return changed(result) if isinstance(result, Tensor) and result.is_floating_point() else result
+
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(changed(p))
+    for module in model.modules():
+        if not module._modules:
+            module.register_forward_hook(change_result)
+    return model
+
+
+def autocast_errors(original: nn.Module, converted: nn.Module, batch: Batch) -> dict[str, tuple[float, float]]:
+    """Under bfloat16 autocast, how far each one's logits and gradients are from the float64 original's.
+
+    kind -> (the original's error, the converted one's), of all tensors of that kind together, relative.
+    Raises: AssertionError where dtypes are not the original's.
+    """
+    oracle = copy.deepcopy(original).double()
+    exact = _flat(next(training(oracle, cast(batch, torch.float64), steps=1, lr=0.0)))
+    found, dtypes = [], []
+    for model in (original, converted):
+        kinds: dict[str, torch.dtype] = {}
+        handles = [m.register_forward_hook(_noting(kinds, name)) for name, m in model.named_modules() if not m._modules]
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(_flat(next(training(model, batch, steps=1, lr=0.0))))
+        for handle in handles:
+            handle.remove()
+        dtypes.append(kinds)
+    different = [name for name, dtype in dtypes[1].items() if dtypes[0].get(name, dtype) != dtype]
+    assert not different, f"results of another dtype than the original's: {different}"
+    return {kind: (_relative(found[0][kind], e), _relative(found[1][kind], e)) for kind, e in exact.items()}
+
+
+def _noting(kinds: dict[str, torch.dtype], name: str) -> Any:
+    def note(module: nn.Module, args: Any, result: Any) -> None:
+        if isinstance(result, Tensor):
+            kinds[name] = result.dtype
+
+    return note
+
+
+def _flat(found: Findings) -> dict[str, Tensor]:
+    return {kind: _together(found[kind])["(all)"] for kind in ("output", "gradient")}
+
+
+def _relative(got: Tensor, exact: Tensor) -> float:
+    return float((got - exact).norm() / exact.norm())
+
+
+def cast(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The batch with its floating tensors in the dtype."""
+    if isinstance(batch, dict):
+        return {name: t.to(dtype) if t.is_floating_point() else t for name, t in batch.items()}
+    return batch.to(dtype)
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.detach().to(torch.float64, copy=True)
+
+
+def _together(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"(all)": torch.cat([t.flatten() for t in tensors.values()])}
+
+
+def _distances(
+    step: int, kind: str, exact: dict[str, Tensor], got: dict[str, Tensor], moved: list[dict[str, Tensor]]
+) -> list[Distance]:
+    sizes = {name: float(e.norm()) for name, e in exact.items()}
+    effects = {name: max(float((draw[name] - e).norm()) for draw in moved) for name, e in exact.items()}
+    typical = median([effects[name] / size for name, size in sizes.items() if size > 0] or [0.0])
+    return [
+        Distance(step, kind, name, float((got[name] - e).norm()), effects[name] + typical * sizes[name], sizes[name])
+        for name, e in exact.items()
+    ]

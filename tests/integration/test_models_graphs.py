@@ -1,0 +1,49 @@
+"""torch.fx and torch.compile take other people's models converted as they take them plain."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import fx
+from torch.testing import assert_close
+from zoo_models import each_model, trained
+
+import fastnorm
+from fastnorm.testing.beside import cast
+from fastnorm.testing.zoo import ZOO, ZooModel
+
+pytestmark = [pytest.mark.integration, pytest.mark.models]
+
+TRACED = [name for name, entry in ZOO.items() if entry.package != "transformers"]  # those raise, converted or not
+QUICK = {"torchvision.resnet18", "timm.mobilenetv3_small_100", "timm.convnext_atto", "transformers.llama"}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@each_model(TRACED, slow=frozenset({"torchvision.densenet121", "torchvision.resnet50"}))
+def test_symbolic_trace(entry: ZooModel) -> None:
+    model, batch = entry.model().double(), cast(entry.batch(), torch.float64)
+    fastnorm.convert(model)
+    traced = fx.symbolic_trace(copy.deepcopy(model))
+    found, expected = trained(traced, batch), trained(model, batch)
+    assert found.keys() == expected.keys()
+    assert_close(found, expected)
+
+
+@each_model(slow=frozenset(ZOO) - QUICK)
+def test_compiles_without_a_break(entry: ZooModel) -> None:
+    model, batch = entry.model().double(), cast(entry.batch(), torch.float64)
+    fastnorm.convert(model)
+    eager = copy.deepcopy(model)
+    model.compile(fullgraph=True, backend="aot_eager")
+    found, expected = trained(model, batch), trained(eager, batch)
+    assert found.keys() == expected.keys()
+    assert_close(found, expected)
