@@ -25,7 +25,7 @@ PINNED := $(PIP) -c $(CONSTRAINTS)
 BUILD_FILES := setup.py pyproject.toml fastnorm/_version.py $(wildcard build_tools/*.py)
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench gpu sanitize lint format clean distclean force
+.PHONY: demo test bench docs gpu sanitize lint format clean distclean force
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/demo $(STAMPS)/extension
@@ -40,6 +40,10 @@ test: $(STAMPS)/test $(STAMPS)/extension
 
 bench: $(STAMPS)/bench $(STAMPS)/extension
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+# Into build/site. The theme warns of mkdocs 2, which pyproject.toml shuts out.
+docs: $(STAMPS)/docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 # On the bare GPU machine: the system's Python with its torch and triton, nothing installed.
 gpu:
@@ -116,6 +120,10 @@ $(STAMPS)/bench: $(STAMPS)/torch $(BUILD_FILES) | $(STAMPS)/extension
 	@$(STEP) "installing fastnorm and what the benchmarks need" $(PINNED) -q --no-build-isolation -e ".[bench]"
 	@touch $@
 
+$(STAMPS)/docs: $(STAMPS)/torch $(BUILD_FILES) | $(STAMPS)/extension
+	@$(STEP) "installing fastnorm and what the documentation needs" $(PINNED) -q --no-build-isolation -e ".[docs]"
+	@touch $@
+
 $(STAMPS)/lint: pyproject.toml | $(STAMPS)/test
 	@$(STEP) "installing ruff and mypy" $(PINNED) -q --no-build-isolation -e ".[dev]"
 	@touch $@
@@ -123,7 +131,7 @@ $(STAMPS)/lint: pyproject.toml | $(STAMPS)/test
 # torch's CUDA builds for Linux bring their own triton; only where none came along is one chosen here.
 $(STAMPS)/test: $(STAMPS)/torch $(STAMPS)/models.want $(BUILD_FILES) | $(STAMPS)/extension
 	@$(STEP) "installing fastnorm and what the tests need" \
-	  $(PINNED) -q --no-build-isolation -e ".[test,demo,bench$(addprefix $(comma),$(MODELS))]"
+	  $(PINNED) -q --no-build-isolation -e ".[test,demo,bench,docs$(addprefix $(comma),$(MODELS))]"
 	@[ "$$(uname -sm)" != "Linux x86_64" ] || $(PY) -c "import triton" 2>/dev/null || \
 	  $(STEP) "installing $(TRITON)" $(PINNED) -q "$(TRITON)"
 	@touch $@

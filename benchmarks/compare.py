@@ -25,7 +25,7 @@ from benchmarks.optim import measure_optim
 from benchmarks.optim_cases import OptimCase, optim_cases
 from benchmarks.peers import peers_of
 from benchmarks.report import case_lines, summary_lines
-from benchmarks.timing import QUICK, Plan
+from fastnorm.timing import QUICK, Plan
 
 UNRECORDED = ROOT / "build" / "benchmarks"
 

@@ -14,8 +14,9 @@ from benchmarks.floors import make_floors
 from benchmarks.graph_replay import captured, side_stream
 from benchmarks.optim_cases import OptimCase
 from benchmarks.oracle import Oracle
-from benchmarks.peers import Peer, prepare
-from benchmarks.timing import HostClock, Plan, Run, Timing, interleave, make_clock, rotate
+from benchmarks.peers import Peer
+from benchmarks.prepare import prepare
+from fastnorm.timing import HostClock, Plan, Run, Timing, interleave, make_clock, rotate
 
 Row = dict[str, Any]
 

@@ -2,6 +2,8 @@
 
 from fastnorm import functional, init, nn, optim
 from fastnorm._version import __version__
+from fastnorm.autograd.recompute import recompute
+from fastnorm.convert import ConversionReport, convert, revert
 from fastnorm.inputs import Normalize
 from fastnorm.lr_finder import LrCurve, lr_find
 from fastnorm.nn import (
@@ -29,6 +31,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "ConversionReport",
     "GeneralRelu",
     "GroupNorm",
     "InstanceNorm1d",
@@ -44,11 +47,14 @@ __all__ = [
     "SyncBatchNorm",
     "__version__",
     "available_backends",
+    "convert",
     "explain",
     "functional",
     "init",
     "lr_find",
     "nn",
     "optim",
+    "recompute",
+    "revert",
     "use_backend",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastnorm.activation import Activation, act_repr, as_activation
+from fastnorm.activation import IDENTITY, Activation, act_repr, as_activation, chosen
 from fastnorm.functional import batch_norm
 
 
@@ -23,7 +23,7 @@ def _module_batch_norm(
     track_running_stats: bool,
     momentum: float | None,
     eps: float,
-    activation: Activation,
+    activation: nn.Module | Activation,
     unbiased: bool,
     ranks: tuple[int, ...],
 ) -> Tensor:
@@ -49,14 +49,15 @@ def _module_batch_norm(
 
 
 fx.wrap("_module_batch_norm")
+fx.wrap("chosen")
 fx.wrap("batch_norm")  # what LessonBatchNorm calls
 
 
 class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """The forward pass and the extra arguments; a subclass adds the ranks that its input may have."""
 
-    activation: Activation
-    unbiased: bool
+    activation: Activation = IDENTITY  # of the class: `convert` makes a torch.nn layer one of these, as it is
+    unbiased: bool = False
     _ranks: tuple[int, ...]
 
     def __init__(
@@ -79,8 +80,10 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.activation = as_activation(act)
         self.unbiased = unbiased
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(input) + residual)."""
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
+    ) -> Tensor:
+        """act(norm(input) + residual), with the layer's own act where none is given to the call."""
         parameters, buffers = (
             self._parameters,
             self._buffers,
@@ -93,8 +96,8 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
             buffers["num_batches_tracked"] if "num_batches_tracked" in buffers else self.num_batches_tracked,
             parameters["weight"] if "weight" in parameters else self.weight,  # else parametrized
             parameters["bias"] if "bias" in parameters else self.bias,
-            self.training, self.track_running_stats, self.momentum, self.eps, self.activation, self.unbiased,
-            self._ranks,
+            self.training, self.track_running_stats, self.momentum, self.eps, chosen(self.activation, act),
+            self.unbiased, self._ranks,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
@@ -175,8 +178,10 @@ class LessonBatchNorm(nn.Module):
         self.register_buffer("means", torch.zeros(1, nf, 1, 1))
         self.activation = as_activation(act)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(x) + residual)."""
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
+    ) -> Tensor:
+        """act(norm(x) + residual), with the layer's own act where none is given to the call."""
         return batch_norm(
             x,
             self.means.view(-1),
@@ -186,7 +191,7 @@ class LessonBatchNorm(nn.Module):
             self.training,
             self.mom,
             self.eps,
-            act=self.activation,
+            act=chosen(self.activation, act),
             residual=residual,
             unbiased=True,
             detach_stats=True,

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, fx, nn
 
-from fastnorm.activation import Activation, act_repr, as_activation
+from fastnorm.activation import IDENTITY, Activation, act_repr, as_activation, chosen
 from fastnorm.functional import instance_norm
 
 
@@ -21,7 +21,7 @@ def _module_instance_norm(
     use_input_stats: bool,
     momentum: float | None,
     eps: float,
-    activation: Activation,
+    activation: nn.Module | Activation,
     num_features: int,
     affine: bool,
     unbatched_rank: int,
@@ -51,12 +51,13 @@ def _module_instance_norm(
 
 
 fx.wrap("_module_instance_norm")
+fx.wrap("chosen")
 
 
 class _FusedInstanceNorm(nn.modules.instancenorm._InstanceNorm):
     """The forward pass and the extra argument; a subclass adds the rank of its input."""
 
-    activation: Activation
+    activation: Activation = IDENTITY
     _unbatched_rank: int
 
     def __init__(
@@ -77,8 +78,10 @@ class _FusedInstanceNorm(nn.modules.instancenorm._InstanceNorm):
             self.register_parameter("bias", None)
         self.activation = as_activation(act)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(input) + residual)."""
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
+    ) -> Tensor:
+        """act(norm(input) + residual), with the layer's own act where none is given to the call."""
         parameters, buffers = self._parameters, self._buffers
         return _module_instance_norm(
             input,
@@ -88,7 +91,8 @@ class _FusedInstanceNorm(nn.modules.instancenorm._InstanceNorm):
             parameters["weight"] if "weight" in parameters else self.weight,
             parameters["bias"] if "bias" in parameters else self.bias,
             self.training or not self.track_running_stats,
-            self.momentum, self.eps, self.activation, self.num_features, self.affine, self._unbatched_rank,
+            self.momentum, self.eps, chosen(self.activation, act), self.num_features, self.affine,
+            self._unbatched_rank,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from fastnorm.activation import Activation, act_repr, as_activation
+from fastnorm.activation import IDENTITY, Activation, act_repr, as_activation, chosen
 from fastnorm.functional import group_norm, layer_norm, layer_norm_2d, rms_norm
 
 fx.wrap("layer_norm")  # a symbolic trace records the call; it must not look inside
 fx.wrap("rms_norm")
 fx.wrap("group_norm")
 fx.wrap("layer_norm_2d")
+fx.wrap("chosen")
 
 # A module's own attribute look-up costs as much as an op, hence `_parameters` below; what is not there is parametrized.
 
@@ -34,7 +35,7 @@ class LayerNorm(nn.LayerNorm):
     Source: Ba, Kiros and Hinton 2016; torch.nn.LayerNorm; `functional.layer_norm`.
     """
 
-    activation: Activation
+    activation: Activation = IDENTITY
 
     def __init__(
         self,
@@ -50,8 +51,10 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self.activation = as_activation(act)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(input) + residual)."""
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
+    ) -> Tensor:
+        """act(norm(input) + residual), with the layer's own act where none is given to the call."""
         parameters = self._parameters
         return layer_norm(
             input,
@@ -59,7 +62,7 @@ class LayerNorm(nn.LayerNorm):
             parameters["weight"] if "weight" in parameters else self.weight,
             parameters["bias"] if "bias" in parameters else self.bias,
             self.eps,
-            act=self.activation,
+            act=chosen(self.activation, act),
             residual=residual,
         )
 
@@ -81,7 +84,7 @@ class RMSNorm(nn.RMSNorm):
     Source: Zhang and Sennrich 2019; torch.nn.RMSNorm; `functional.rms_norm`.
     """
 
-    activation: Activation
+    activation: Activation = IDENTITY
 
     def __init__(
         self,
@@ -96,15 +99,17 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
         self.activation = as_activation(act)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(x) + residual)."""
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
+    ) -> Tensor:
+        """act(norm(x) + residual), with the layer's own act where none is given to the call."""
         parameters = self._parameters
         return rms_norm(
             x,
             self.normalized_shape,
             parameters["weight"] if "weight" in parameters else self.weight,
             self.eps,
-            act=self.activation,
+            act=chosen(self.activation, act),
             residual=residual,
         )
 
@@ -129,7 +134,7 @@ class GroupNorm(nn.GroupNorm):
     Source: Wu and He 2018; torch.nn.GroupNorm; `functional.group_norm`.
     """
 
-    activation: Activation
+    activation: Activation = IDENTITY
 
     def __init__(
         self,
@@ -148,8 +153,10 @@ class GroupNorm(nn.GroupNorm):
             self.register_parameter("bias", None)
         self.activation = as_activation(act)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(input) + residual)."""
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
+    ) -> Tensor:
+        """act(norm(input) + residual), with the layer's own act where none is given to the call."""
         parameters = self._parameters
         return group_norm(
             input,
@@ -157,7 +164,7 @@ class GroupNorm(nn.GroupNorm):
             parameters["weight"] if "weight" in parameters else self.weight,
             parameters["bias"] if "bias" in parameters else self.bias,
             self.eps,
-            act=self.activation,
+            act=chosen(self.activation, act),
             residual=residual,
         )
 
@@ -188,7 +195,7 @@ class LayerNorm2d(nn.Module):
     Source: Liu et al. 2022 (ConvNeXt); `functional.layer_norm_2d`.
     """
 
-    activation: Activation
+    activation: Activation = IDENTITY
     weight: Tensor | None
     bias: Tensor | None
 
@@ -218,15 +225,17 @@ class LayerNorm2d(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(input) + residual)."""
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
+    ) -> Tensor:
+        """act(norm(input) + residual), with the layer's own act where none is given to the call."""
         parameters = self._parameters
         return layer_norm_2d(
             input,
             parameters["weight"] if "weight" in parameters else self.weight,
             parameters["bias"] if "bias" in parameters else self.bias,
             self.eps,
-            act=self.activation,
+            act=chosen(self.activation, act),
             residual=residual,
         )
 
@@ -238,7 +247,7 @@ class LayerNorm2d(nn.Module):
 
 
 def _module_lesson_layer_norm(
-    x: Tensor, mult: Tensor, add: Tensor, eps: float, activation: Activation, residual: Tensor | None
+    x: Tensor, mult: Tensor, add: Tensor, eps: float, activation: nn.Module | Activation, residual: Tensor | None
 ) -> Tensor:
     channels = x.shape[1]
     return group_norm(
@@ -270,7 +279,7 @@ class LessonLayerNorm(nn.Module):
     Source: the lessons' notebook on batch normalization.
     """
 
-    activation: Activation
+    activation: Activation = IDENTITY
 
     def __init__(self, dummy: object, eps: float = 1e-5, *, act: nn.Module | Activation | None = None) -> None:
         super().__init__()
@@ -279,9 +288,11 @@ class LessonLayerNorm(nn.Module):
         self.add = nn.Parameter(torch.tensor(0.0))
         self.activation = as_activation(act)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(x) + residual)."""
-        return _module_lesson_layer_norm(x, self.mult, self.add, self.eps, self.activation, residual)
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
+    ) -> Tensor:
+        """act(norm(x) + residual), with the layer's own act where none is given to the call."""
+        return _module_lesson_layer_norm(x, self.mult, self.add, self.eps, chosen(self.activation, act), residual)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}{act_repr(self.activation)}"

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from benchmarks import optim as measured
-from benchmarks import timing
 from benchmarks.compare import main as compare_main
 from benchmarks.gpu.table import target_rows
 from benchmarks.launch_count import kernels_in
@@ -22,7 +21,7 @@ from benchmarks.optim_cases import LISTS, OPTIM_OPS, OptimCase, optim_cases, res
 from benchmarks.peers import NATIVE
 from benchmarks.ratios import all_ratios
 from benchmarks.targets import CUDA_TARGETS, OPTIM_TARGETS, judge
-from fastnorm import optim
+from fastnorm import optim, timing
 
 PLAN = timing.Plan(rounds=2, least_rounds=1, batch_seconds=1e-4, budget_seconds=0.1, warm_calls=1)
 
