@@ -37,7 +37,7 @@ def channels_last(model: nn.Module) -> nn.Module:
 def test_channels_last(entry: ZooModel) -> None:
     """The results of the contiguous original."""
     model = entry.model()
-    trial = Trial(model, entry.batch())
+    trial = Trial(model, entry.batch(), smooth=entry.smooth)
     converted = copy.deepcopy(model).double()
     fastnorm.convert(converted)
     found = trial.distances(channels_last(converted), torch.float64)

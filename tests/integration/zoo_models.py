@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastnorm.testing.zoo import ZOO, Batch, ZooModel, call, logits_of, loss_of
+from fastnorm.testing.zoo import ZOO, Batch, call, logits_of, loss_of
 
 HEAVY = frozenset({"torchvision.resnet50", "torchvision.densenet121", "torchvision.convnext_tiny"})
 
@@ -46,7 +46,3 @@ def trained(model: nn.Module, batch: Batch, *, seed: int = 0) -> dict[str, Tenso
 
 def assert_same_bits(got: Any, expected: Any) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
-
-
-def entry_ids(entries: Iterable[ZooModel]) -> list[str]:
-    return [entry.name for entry in entries]

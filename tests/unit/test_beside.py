@@ -12,47 +12,51 @@ from torch import Tensor, nn
 import fastnorm
 from fastnorm.testing.beside import KINDS, STEPS, Trial
 
-DTYPES = [torch.float32, torch.float64]
+SETUPS = [(False, torch.float64), (True, torch.float64), (True, torch.float32)]
+CORNERS_IN_FLOAT32 = (False, torch.float32)
+each_sharp = pytest.mark.parametrize(("smooth", "dtype"), SETUPS)
+each_setup = pytest.mark.parametrize(("smooth", "dtype"), [*SETUPS, CORNERS_IN_FLOAT32])
 
 
 class Net(nn.Module):
-    """Norms of both families, an activation with a corner, dropout, and a bias whose gradient is zero."""
+    """Norms of both families, activations, dropout, and a bias whose gradient is zero."""
 
-    def __init__(self) -> None:
+    def __init__(self, act: nn.Module) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 6, 3)
         self.batch = nn.BatchNorm2d(6)
         self.group = nn.GroupNorm(2, 6)
+        self.act = act
         self.drop = nn.Dropout(0.2)
         self.head = nn.Linear(6, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.batch(self.conv(x)))
-        return self.head(self.drop(torch.relu(self.group(x))).mean((2, 3)))
+        x = self.act(self.batch(self.conv(x)))
+        return self.head(self.drop(self.act(self.group(x))).mean((2, 3)))
 
 
 @pytest.fixture
-def net() -> Net:
-    return Net()
+def net(smooth: bool) -> Net:
+    return Net(nn.SiLU() if smooth else nn.ReLU())
 
 
 @pytest.fixture
-def trial(net: Net) -> Trial:
-    return Trial(net, torch.randn(4, 3, 8, 8))
+def trial(net: Net, smooth: bool) -> Trial:
+    return Trial(net, torch.randn(4, 3, 8, 8), smooth=smooth)
 
 
 def worst(trial: Trial, candidate: nn.Module, dtype: torch.dtype) -> float:
     return max(d.excess for d in trial.distances(candidate.to(dtype), dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_setup
 def test_the_same_net_passes(trial: Trial, net: Net, dtype: torch.dtype) -> None:
     found = trial.distances(copy.deepcopy(net).to(dtype), dtype)
     assert {(d.step, d.kind) for d in found} == {(step, kind) for step in range(STEPS[dtype]) for kind in KINDS}
     assert max(d.excess for d in found) <= 1
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_setup
 def test_other_kernels_pass(trial: Trial, net: Net, dtype: torch.dtype) -> None:
     net.batch, net.group = fastnorm.BatchNorm2d(6), fastnorm.GroupNorm(2, 6)  # both start as torch.nn's do
     assert 0 < worst(trial, net, dtype) <= 1
@@ -89,7 +93,7 @@ def not_a_number(net: Net) -> None:
     net.head.register_forward_hook(lambda module, args, y: y + torch.nan)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_sharp
 @pytest.mark.parametrize(
     "fault", [other_eps, other_momentum, unbiased, frozen_bias, no_dropout, another_draw, not_a_number]
 )
@@ -98,6 +102,16 @@ def test_faults_do_not(trial: Trial, net: Net, fault: Callable[[Net], None], dty
     assert worst(trial, net, dtype) > 1
 
 
+@pytest.mark.parametrize(("smooth", "dtype"), [CORNERS_IN_FLOAT32])
+def test_gross_faults_do_not_beside_corners(trial: Trial, net: Net, dtype: torch.dtype) -> None:
+    fault = copy.deepcopy(net)
+    fault.batch.weight.register_hook(lambda grad: -grad)
+    assert worst(trial, fault, dtype) > 1
+    unbiased(net)
+    assert worst(trial, net, dtype) > 1
+
+
+@pytest.mark.parametrize("smooth", [True])
 def test_other_names_do_not(trial: Trial, net: Net) -> None:
     net.add_module("norm", net._modules.pop("batch"))
     net.batch = net.norm

@@ -40,6 +40,7 @@ class ZooModel:
     small: Scale
     bench: Scale
     images: bool = True  # the batch is [N, 3, H, W]: channels_last means something
+    smooth: bool = True  # no activation has a corner
 
     def scale(self, size: Size) -> Scale:
         return self.small if size == "small" else self.bench
