@@ -25,9 +25,11 @@ from fastnorm.nn import (
 from fastnorm.ops.backend import available_backends, use_backend
 from fastnorm.report import explain
 from fastnorm.stats import ActivationStats
+from fastnorm.verify import Allowed, Verification, verify
 
 __all__ = [
     "ActivationStats",
+    "Allowed",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -45,6 +47,7 @@ __all__ = [
     "Normalize",
     "RMSNorm",
     "SyncBatchNorm",
+    "Verification",
     "__version__",
     "available_backends",
     "convert",
@@ -57,4 +60,5 @@ __all__ = [
     "recompute",
     "revert",
     "use_backend",
+    "verify",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import re
@@ -37,11 +38,9 @@ def public_names() -> Iterator[tuple[str, Any]]:
 
 
 def resolve(path: str) -> Any:
-    """What a dotted name of the reference stands for."""
-    value: Any = fastnorm
-    for part in path.split(".")[1:]:
-        value = getattr(value, part)
-    return value
+    """What a dotted name of the reference stands for. A module may be hidden behind a function of the same name."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def loaded_from_elsewhere(page: str) -> list[str]:
@@ -62,14 +61,13 @@ def loaded_from_elsewhere(page: str) -> list[str]:
 
 
 def test_every_public_name_is_in_the_reference_once() -> None:
-    entries = [name for text in REFERENCE.values() for name in ENTRY.findall(text)]
+    entries = [resolve(name) for text in REFERENCE.values() for name in ENTRY.findall(text)]
     text = "\n".join(REFERENCE.values())
     for name, value in public_names():
         if isinstance(value, (ModuleType, str)):
             assert f"`{name}`" in text, f"{name} is not mentioned in docs/reference"
         else:
-            assert name in entries, f"{name} has no entry `::: {name}` in docs/reference"
-    assert len(entries) == len(set(entries))
+            assert entries.count(value) == 1, f"{name} must have one entry `::: {name}` in docs/reference"
 
 
 def test_every_entry_of_the_reference_says_what_it_is() -> None:

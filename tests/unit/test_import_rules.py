@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "stats": {"stats", "functional", "figures", "checks"},
     "init": {"init", "functional", "activation"},
     "optim": {"optim", "autograd", "ops", "eager"},
-    "verify": {"verify", "convert", "memory", "timing"},
+    "verify": {"verify", "convert", "ops", "memory", "timing"},
     "report": {"_version", "ops", "_build"},
 }
 ENTRY = {"", "__main__", "demo", "testing"}
