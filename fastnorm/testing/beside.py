@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnorm.testing.zoo import Batch, call, logits_of, loss_of
+from fastnorm.verify.question import Disturbance
 
 NOISE_ROUNDINGS = 32.0
 COARSE = 2.0**-14
@@ -70,13 +71,17 @@ class Trial:
     def __init__(self, original: nn.Module, batch: Batch, *, smooth: bool, lr: float = 1e-3) -> None:
         self.batch, self.smooth, self.lr = batch, smooth, lr
         oracle = copy.deepcopy(original).double()
-        noisy = {dtype: perturbed(oracle, NOISE_ROUNDINGS * unit) for dtype, unit in UNITS.items()}
-        coarse = perturbed(oracle, COARSE)
-        self.exact = self._found(oracle, steps=max(STEPS.values()))
-        self.moved = {dtype: self._found(model, steps=STEPS[dtype]) for dtype, model in noisy.items()}
-        self.moved_far = [] if smooth else self._found(coarse, steps=STEPS[torch.float32])
+        noises = {dtype: NOISE_ROUNDINGS * unit for dtype, unit in UNITS.items()}
+        self.moved = {dtype: self._moved(oracle, noise, STEPS[dtype]) for dtype, noise in noises.items()}
+        self.moved_far = [] if smooth else self._moved(oracle, COARSE, STEPS[torch.float32])
+        self.exact = self._found(oracle, torch.float64, max(STEPS.values()))
 
-    def _found(self, model: nn.Module, *, steps: int, dtype: torch.dtype = torch.float64) -> list[Findings]:
+    def _moved(self, oracle: nn.Module, noise: float, steps: int) -> list[Findings]:
+        model = perturbed(oracle, noise)
+        with Disturbance(noise, seed=0).watching(model):
+            return self._found(model, torch.float64, steps)
+
+    def _found(self, model: nn.Module, dtype: torch.dtype, steps: int) -> list[Findings]:
         return list(training(model, cast(self.batch, dtype), steps=steps, lr=self.lr))
 
     def distances(
@@ -89,7 +94,7 @@ class Trial:
         """
         judged_as = judged_as or dtype
         found = []
-        for step, got in enumerate(self._found(candidate, steps=STEPS[judged_as], dtype=dtype)):
+        for step, got in enumerate(self._found(candidate, dtype, STEPS[judged_as])):
             for kind in KINDS:
                 exact, moved = self.exact[step][kind], self.moved[judged_as][step][kind]
                 assert list(got[kind]) == list(exact), f"step {step}: other names of {kind}s than the original's"
@@ -118,27 +123,13 @@ def training(model: nn.Module, batch: Batch, *, steps: int, lr: float) -> Iterat
         yield found | {kind: {name: _wide(t) for name, t in tensors} for kind, tensors in after.items()}
 
 
-def perturbed(model: nn.Module, noise: float, *, seed: int = 0) -> nn.Module:
-    """A copy whose parameters and layers' results are times 1 - noise or 1 + noise, element by element, by chance.
-
-    Not the parameters alone: where a gradient is zero in exact arithmetic (a bias before a norm) it would stay zero.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    factors = 1 + noise * (2.0 * torch.randint(2, (65537,), generator=generator) - 1).double()
-
-    def changed(t: Tensor) -> Tensor:
-        return t * factors.repeat(t.numel() // factors.numel() + 1)[: t.numel()].view(t.shape)
-
-    def change_result(module: nn.Module, args: Any, result: Any) -> Any:
-        return changed(result) if isinstance(result, Tensor) and result.is_floating_point() else result
-
+def perturbed(model: nn.Module, noise: float) -> nn.Module:
+    """A copy with every element of its parameters times 1 - noise or 1 + noise, by chance."""
+    generator = torch.Generator().manual_seed(0)
     model = copy.deepcopy(model)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(changed(p))
-    for module in model.modules():
-        if not module._modules:
-            module.register_forward_hook(change_result)
+            p.mul_(1 + noise * (2 * torch.randint(2, p.shape, generator=generator, dtype=p.dtype) - 1))
     return model
 
 
