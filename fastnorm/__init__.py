@@ -3,7 +3,7 @@
 from fastnorm import functional, init, nn, optim
 from fastnorm._version import __version__
 from fastnorm.autograd.recompute import recompute
-from fastnorm.convert import ConversionReport, convert, revert
+from fastnorm.convert import ConversionReport, convert, patched, revert
 from fastnorm.inputs import Normalize
 from fastnorm.lr_finder import LrCurve, lr_find
 from fastnorm.nn import (
@@ -57,6 +57,7 @@ __all__ = [
     "lr_find",
     "nn",
     "optim",
+    "patched",
     "recompute",
     "revert",
     "use_backend",

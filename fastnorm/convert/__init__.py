@@ -6,10 +6,11 @@ from torch import nn
 
 from fastnorm.convert.fuse import fuse_module
 from fastnorm.convert.fused import class_before
+from fastnorm.convert.patching import patched
 from fastnorm.convert.report import ConversionReport, Fused, Left, Replaced
 from fastnorm.convert.twins import ORIGINALS, TWINS, class_name, is_norm, is_ours, why_left
 
-__all__ = ["ConversionReport", "Fused", "Left", "Replaced", "convert", "revert"]
+__all__ = ["ConversionReport", "Fused", "Left", "Replaced", "convert", "patched", "revert"]
 
 
 def convert(model: nn.Module, *, fuse: bool = True) -> ConversionReport:
@@ -27,8 +28,11 @@ def convert(model: nn.Module, *, fuse: bool = True) -> ConversionReport:
         model: any module; a norm itself as well.
         fuse: whether to fuse.
 
-    Returns: what was replaced, what was fused, and what was left, with the reason. Converting again does what is new.
-    Raises: TypeError for something that is no nn.Module.
+    Returns:
+        What was replaced, what was fused, and what was left, with the reason. Converting again does what is new.
+
+    Raises:
+        TypeError: for something that is no nn.Module.
     """
     _check(model)
     modules = list(model.named_modules())
@@ -53,8 +57,16 @@ def convert(model: nn.Module, *, fuse: bool = True) -> ConversionReport:
 def revert(model: nn.Module) -> ConversionReport:
     """Gives every module that `convert` changed its original class back, in place.
 
-    Norms that were built as fastnorm's stay so. Returns: what was given back, as `replaced`.
-    Raises: TypeError for something that is no nn.Module.
+    Norms that were built as fastnorm's stay so.
+
+    Args:
+        model: any module.
+
+    Returns:
+        What was given back, as `replaced`.
+
+    Raises:
+        TypeError: for something that is no nn.Module.
     """
     _check(model)
     replaced: list[Replaced] = []

@@ -19,8 +19,12 @@ class Replaced:
 class Fused:
     """A norm that is computed together with what follows it.
 
-    name: the norm's; inside: the module in whose forward that happens, and its class; activation: GeneralRelu's
-    numbers; residual: whether a sum before the activation is taken in as well.
+    Attributes:
+        name: the norm's.
+        inside: the module in whose forward that happens.
+        inside_class: its class.
+        activation: GeneralRelu's numbers.
+        residual: whether a sum before the activation is taken in as well.
     """
 
     name: str
@@ -43,9 +47,10 @@ class Left:
 class ConversionReport:
     """What `convert` or `revert` did to a model, module by module. `str` gives a table, `to_dict` plain data.
 
-    replaced: the norms (for `revert`, all modules) whose class was exchanged.
-    fused: the norms that take in the activation, and perhaps the sum, behind them.
-    left: norms that were not replaced, and activations behind norms that were not fused, each with the reason.
+    Attributes:
+        replaced: the norms (for `revert`, all modules) whose class was exchanged.
+        fused: the norms that take in the activation, and perhaps the sum, behind them.
+        left: norms that were not replaced, and activations behind norms that were not fused, each with the reason.
     """
 
     replaced: tuple[Replaced, ...] = ()

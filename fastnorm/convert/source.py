@@ -50,7 +50,8 @@ class Writer:
         if node.op == "call_module":
             return self._module_call(node)
         if node.op == "get_attr":
-            return f"self.{node.target}"
+            *above, name = str(node.target).split(".")
+            return f"{_module(above)}.{name}" if above else f"self.{name}"
         if node.op == "call_method":
             return f"{self._text(node.args[0])}.{node.target}({self._arguments(node.args[1:], node.kwargs)})"
         if node.op != "call_function":
@@ -58,8 +59,7 @@ class Writer:
         return f"{self._function(node.target)}({self._arguments(node.args, node.kwargs)})"
 
     def _module_call(self, node: fx.Node) -> str:
-        first, *rest = str(node.target).split(".")
-        module = f"fn_modules[{first!r}]" + "".join(f"._modules[{name!r}]" for name in rest)
+        module = _module(str(node.target).split("."))
         if "act" not in node.meta:
             return f"{module}({self._arguments(node.args, node.kwargs)})"
         act = self._activation(node.meta["act"])
@@ -79,9 +79,10 @@ class Writer:
             name = _OPERATORS[target]
             self.names[name] = ("operator", target.__name__)
             return name
-        module, qualname = getattr(target, "__module__", None), getattr(target, "__qualname__", "")
-        for candidate in (module, "torch", "torch.nn.functional", "torch._C._nn", "builtins", "_operator"):
-            if candidate is not None and _finds(candidate, qualname, target):
+        own, short = getattr(target, "__module__", None), getattr(target, "__name__", "")
+        places = [(own, getattr(target, "__qualname__", short))] if own else []
+        for candidate, qualname in [*places, ("torch", short), ("torch._C._nn", short), ("builtins", short)]:
+            if _finds(candidate, qualname, target):
                 name = f"fn_{candidate}_{qualname}".replace(".", "_")
                 self.names[name] = (candidate, qualname)
                 return name
@@ -112,6 +113,10 @@ class Writer:
         if callable(value):
             return self._function(value)
         raise Unprovable(f"a {type(value).__name__} stands in its graph as a constant")
+
+
+def _module(path: list[str]) -> str:
+    return f"fn_modules[{path[0]!r}]" + "".join(f"._modules[{name!r}]" for name in path[1:])
 
 
 def _name(node: fx.Node) -> str:

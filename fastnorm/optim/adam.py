@@ -17,19 +17,14 @@ from fastnorm.optim.rule import Group, Rule
 class AdamRule(Rule):
     kind = ADAM
     sparse_message = "Adam does not support sparse gradients, please consider SparseAdam instead"
+    hyper_keys = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "eps_inside_sqrt", "maximize")
+    form_keys = ("amsgrad",)
 
     def states(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
     def form(self, group: Group) -> Any:
         return group["amsgrad"]
-
-    def hyper(self, group: Group) -> list[Any]:
-        beta1, beta2 = group["betas"]
-        return [
-            group["lr"], beta1, beta2, group["eps"], group["weight_decay"],
-            group["decoupled_weight_decay"], group["eps_inside_sqrt"], group["maximize"],
-        ]  # fmt: skip
 
     def numbers(self, hyper: list[Any], step: Any, first: bool) -> list[Any]:
         lr, beta1, beta2, eps, decay, decoupled, inside, maximize = hyper

@@ -99,13 +99,14 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _update(self) -> None:
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         groups = self.param_groups
-        params = groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(g["params"] for g in groups))
+        lists = [group["params"] for group in groups]
+        params = lists[0] if len(lists) == 1 else list(chain.from_iterable(lists))
         grads = grads_of(params)
         if not grads:
             return
         active = params if len(grads) == len(params) else [p for p in params if p.grad is not None]
         plan = self._plan
-        if plan is None or not plan.fits(self.rule, groups, self.state, active, chosen()):
+        if plan is None or not plan.fits(groups, lists, self.state, active, chosen()):
             if found_inf is not None and number(found_inf) != 0:  # before a state is made
                 return
             plan, grads = self._new_plan()
@@ -138,11 +139,9 @@ class FusedOptimizer(torch.optim.Optimizer):
                 self._undo(plan)
                 return
             if plan.native is not None:
-                hyper = [
-                    value if type(value) is float else number(value)  # a call less for most of hundreds of groups
-                    for group in self.param_groups
-                    for value in self.rule.hyper(group)
-                ]
+                hyper: list[float] = []
+                if not plan.native.take_hyper(self.param_groups, self.rule.hyper_keys, self.rule.words):
+                    hyper = [number(value) for group in self.param_groups for value in self.rule.hyper(group)]
                 plan.native.step(grads, hyper, multiplier, self.param_groups[0]["seed"])
             for device in plan.devices:
                 factor = None

@@ -59,12 +59,35 @@ def native_plan(rule: Rule, entries: Sequence[Entry]) -> ops.Plan:
     return ops.Plan(rule.kind, rows)
 
 
-def form(rule: Rule, groups: list[Group]) -> list[tuple[Any, ...]]:
+OPTIONS = ("master_weights", "stochastic_rounding", "capturable")
+
+
+class Form:
     """What a plan depends on besides tensors."""
-    return [
-        (len(g["params"]), rule.form(g), g["master_weights"], g["stochastic_rounding"], g.get("capturable"))
-        for g in groups
-    ]
+
+    def __init__(self, rule: Rule, groups: list[Group]) -> None:
+        self.rule = rule
+        self.keys = (*OPTIONS, *rule.form_keys)
+        self.counts = [len(g["params"]) for g in groups]
+        self.meaning = self._meaning(groups)
+        self._see(groups)
+
+    def _meaning(self, groups: list[Group]) -> list[tuple[Any, ...]]:
+        return [(self.rule.form(g), *map(g.get, OPTIONS)) for g in groups]
+
+    def _see(self, groups: list[Group]) -> None:
+        self.seen = [g.get(key) for g in groups for key in self.keys]
+
+    def is_of(self, groups: list[Group], lists: list[list[Tensor]]) -> bool:
+        """lists: the groups' parameters."""
+        if self.counts != list(map(len, lists)):
+            return False
+        if ops.same_items(groups, self.keys, self.seen):
+            return True
+        same = self.meaning == self._meaning(groups)
+        if same:  # a momentum that follows a schedule, say: other objects that mean the same
+            self._see(groups)
+        return same
 
 
 class StepPlan:
@@ -93,7 +116,7 @@ class StepPlan:
         self.sole = self.devices[0] if len(places) == 1 and not mine and not self.others else None
         self.all_params = [e.param for e in entries]
         self.choice = choice
-        self.form = form(rule, groups)
+        self.form = Form(rule, groups)
         self.snapshot = list(states.values())
         self.dicts = [e.state for e in entries]
         self.values = [value for state in self.dicts for value in state.values()]
@@ -101,14 +124,17 @@ class StepPlan:
         states_of = [t for e in updated for t in (*e.states, *([e.master] if e.master is not None else []))]
         self.written = [t for t in (*(e.param for e in updated), *states_of) if not t.is_inference()]
 
-    def fits(self, rule: Rule, groups: list[Group], states: Any, active: list[Tensor], choice: str | None) -> bool:
+    def fits(
+        self, groups: list[Group], lists: list[list[Tensor]], states: Any, active: list[Tensor], choice: str | None
+    ) -> bool:
+        """lists: the groups' parameters; active: those that have a gradient."""
         return (
             self.lasting
             and self.choice == choice
             and ops.same_objects(active, self.all_params)
-            and ops.same_objects(list(states.values()), self.snapshot)
+            and ops.same_values([states], self.snapshot)
             and ops.same_values(self.dicts, self.values)
-            and self.form == form(rule, groups)
+            and self.form.is_of(groups, lists)
         )
 
     def grads(self) -> list[Tensor]:

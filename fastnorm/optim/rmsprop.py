@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,12 @@ INITS = ("zeros", "first_grad", "ones")
 class RmspropRule(Rule):
     kind = RMSPROP
     sparse_message = "RMSprop does not support sparse gradients"
+    hyper_keys = (
+        "lr", "alpha", "eps", "weight_decay", "momentum", "centered", "eps_inside_sqrt", "decoupled_weight_decay",
+        "lr_in_momentum", "init", "maximize",
+    )  # fmt: skip
+    words: ClassVar[dict[str, float]] = {name: float(name == "first_grad") for name in INITS}
+    form_keys = ("momentum", "centered")
 
     def states(self, group: Group) -> tuple[str, ...]:
         names = ["square_avg"]
@@ -33,13 +39,6 @@ class RmspropRule(Rule):
 
     def form(self, group: Group) -> Any:
         return group["momentum"] > 0, group["centered"]
-
-    def hyper(self, group: Group) -> list[Any]:
-        return [
-            group["lr"], group["alpha"], group["eps"], group["weight_decay"],
-            group["momentum"], group["centered"], group["eps_inside_sqrt"], group["decoupled_weight_decay"],
-            group["lr_in_momentum"], group["init"] == "first_grad", group["maximize"],
-        ]  # fmt: skip
 
     def numbers(self, hyper: list[Any], step: Any, first: bool) -> list[Any]:
         lr, alpha, eps, decay, momentum, _, inside, decoupled, early_lr, first_grad, maximize = hyper

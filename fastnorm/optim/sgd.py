@@ -17,6 +17,10 @@ from fastnorm.optim.rule import Group, Rule
 class SgdRule(Rule):
     kind = KIND
     sparse_message = "SGD does not support sparse gradients here, please consider torch.optim.SGD instead"
+    hyper_keys = (
+        "lr", "momentum", "dampening", "weight_decay", "decoupled_weight_decay", "nesterov", "lerp", "maximize",
+    )  # fmt: skip
+    form_keys = ("momentum",)
 
     def states(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] != 0 else ()
@@ -26,12 +30,6 @@ class SgdRule(Rule):
 
     def form(self, group: Group) -> Any:
         return group["momentum"] != 0
-
-    def hyper(self, group: Group) -> list[Any]:
-        return [
-            group["lr"], group["momentum"], group["dampening"], group["weight_decay"],
-            group["decoupled_weight_decay"], group["nesterov"], group["lerp"], group["maximize"],
-        ]  # fmt: skip
 
     def numbers(self, hyper: list[Any], step: Any, first: bool) -> list[Any]:
         lr, momentum, dampening, decay, decoupled, nesterov, lerp, maximize = hyper

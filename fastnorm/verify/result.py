@@ -71,6 +71,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
+        """Whether nothing is worse than allowed."""
         return not self.failures
 
     def worst(self) -> list[Comparison]:

@@ -43,6 +43,7 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
+        """Whether it is within what is allowed."""
         return not self.problem and self.converted <= self.allowed
 
     @property
