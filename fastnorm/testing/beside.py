@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from fastnorm.testing.zoo import Batch, call, logits_of, loss_of
 from fastnorm.verify.question import Disturbance
 
-NOISE_ROUNDINGS = 32.0
+NOISE_ROUNDINGS = 64.0
 COARSE = 2.0**-14
 UNITS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 STEPS = {torch.float32: 1, torch.float64: 3}
