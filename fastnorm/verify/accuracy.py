@@ -28,10 +28,10 @@ def check_accuracy(
     notes: list[str] = []
     for mode, training in MODES.items():
         reference = Reference(original, question, training=training, samples=SAMPLES)
-        found += _judged(mode, reference, answers_of(converted, question, training), factor)
+        found += judged(mode, reference, answers_of(converted, question, training), factor)
         if reference.is_double:
             ours = answers_of(copy.deepcopy(converted).double(), question.double(), training)
-            found += _judged(f"{mode}, float64", reference, ours, factor, double=True)
+            found += judged(f"{mode}, float64", reference, ours, factor, double=True)
         elif reference.note:
             notes.append(f"{mode}: {reference.note}; compared with the original itself")
     return found, notes
@@ -45,9 +45,10 @@ def answers_of(converted: nn.Module, question: Question, training: bool) -> Answ
         return f"raises {brief(error)} where the original does not"
 
 
-def _judged(
+def judged(
     mode: str, reference: Reference, ours: Answers | str, factor: float, *, double: bool = False
 ) -> list[Comparison]:
+    """The rule for one model's answers; before it fails one, the reference samples more roundings."""
     if isinstance(ours, str):
         return [Comparison(mode, OUTPUTS, "the model", math.inf, 0.0, 0.0, 0.0, ours)]
 

@@ -49,7 +49,7 @@ def verify(
         allowed: what the conversion may cost; `Allowed()` allows 2 % more time.
 
     Returns:
-        A `Verification`: `ok`, `failures`, a table as `str()`, `to_dict()`.
+        What was found, with the verdict in `ok`, its reasons in `failures`, a table as `str()`, and `to_dict()`.
 
     Raises:
         ValueError: for a model that is converted already, one that gives NaN by itself, a batch of another type, or

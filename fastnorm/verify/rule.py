@@ -27,9 +27,17 @@ FINE_ROUNDINGS = 16.0
 
 @dataclass(frozen=True)
 class Comparison:
-    """One result of the converted model: distances in the Euclidean norm, `size` the norm of the exact result.
+    """One result of the converted model. Distances, from the exact result, are Euclidean norms.
 
-    `problem` is what no distance expresses: a result is missing, or has another shape.
+    Attributes:
+        mode: "training" or "eval", with ", float64" for the pair in float64.
+        kind: outputs, gradients or statistics.
+        name: of the output, parameter or buffer.
+        converted: the converted model's distance.
+        original: the original's.
+        allowed: the most that the converted model's may be.
+        size: the norm of the exact result.
+        problem: what no distance expresses: a result is missing, or has another shape.
     """
 
     mode: str

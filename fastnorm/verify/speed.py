@@ -17,9 +17,17 @@ LEAST_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds a call of each (medians); `ratio`: how many times faster the converted model is, round by round.
+    """How long a call of each takes, and how many times faster the converted model is, round by round.
 
-    low, high: the quartiles of that ratio. noisy: the machine was too busy to tell.
+    Attributes:
+        what: what is called, "training step" or "inference".
+        original: seconds a call, the median.
+        converted: the same of the converted model.
+        ratio: how many times faster the converted model is, the median over the rounds.
+        low: the lower quartile of that ratio.
+        high: its upper quartile.
+        rounds: how many rounds there were.
+        noisy: whether the machine was too busy to tell.
     """
 
     what: str

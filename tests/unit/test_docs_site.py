@@ -21,6 +21,7 @@ import fastnorm
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs/reference").glob("*.md"))}
 ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
+ON_ONE_LINE = re.compile(r"\b(?:Args|Returns|Raises):[ \t]*\S")
 ELSEWHERE = re.compile(r"^\s*(?:https?:)?//", re.IGNORECASE)
 IN_STYLE = re.compile(r"""(?:@import\s+|url\(\s*)["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
 LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src", "object": "data"}
@@ -73,7 +74,9 @@ def test_every_public_name_is_in_the_reference_once() -> None:
 def test_every_entry_of_the_reference_says_what_it_is() -> None:
     for text in REFERENCE.values():
         for name in ENTRY.findall(text):
-            assert resolve(name).__doc__, f"{name} has no docstring of its own"
+            doc = resolve(name).__doc__
+            assert doc, f"{name} has no docstring of its own"
+            assert not ON_ONE_LINE.search(doc), f"{name}: Args, Returns and Raises head indented lines"
 
 
 def test_what_a_page_loads_is_found() -> None:
