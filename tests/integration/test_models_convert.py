@@ -8,7 +8,7 @@ import io
 import pytest
 import torch
 from torch import nn
-from zoo_models import assert_same_bits, each_model, norms_of, trained
+from zoo_models import HEAVY, assert_same_bits, each_model, norms_of, trained
 
 import fastnorm
 from fastnorm.testing.zoo import ZooModel, call, loss_of
@@ -46,7 +46,7 @@ def test_only_classes_change(entry: ZooModel) -> None:
     assert list(model.state_dict()) == list(state) and model.state_dict()._metadata == metadata
 
 
-@each_model()
+@each_model(slow=HEAVY)
 def test_revert_gives_the_original_back(entry: ZooModel) -> None:
     model, batch = entry.model(), entry.batch()
     original = copy.deepcopy(model)
@@ -63,7 +63,7 @@ def test_revert_gives_the_original_back(entry: ZooModel) -> None:
     assert_same_bits(trained(model, batch), trained(original, batch))
 
 
-@each_model()
+@each_model(slow=HEAVY)
 def test_copies_are_converted_models(entry: ZooModel) -> None:
     """deepcopy, and torch.save and load of the whole model: same classes, same bits."""
     model, batch = entry.model(), entry.batch()
@@ -78,7 +78,7 @@ def test_copies_are_converted_models(entry: ZooModel) -> None:
         assert_same_bits(trained(another, batch), expected)
 
 
-@each_model()
+@each_model(slow=HEAVY)
 def test_state_dicts_load_both_ways(entry: ZooModel) -> None:
     original, converted = entry.model(seed=1), entry.model(seed=2)
     fastnorm.convert(converted)
@@ -89,7 +89,7 @@ def test_state_dicts_load_both_ways(entry: ZooModel) -> None:
     assert_same_bits(original.state_dict(), converted.state_dict())
 
 
-@each_model()
+@each_model(slow=HEAVY)
 def test_an_optimizer_built_before(entry: ZooModel) -> None:
     """It holds the parameters that the converted model trains."""
     model, batch = entry.model(), entry.batch()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx
 from torch.testing import assert_close
-from zoo_models import each_model, trained
+from zoo_models import HEAVY, each_model, trained
 
 import fastnorm
 from fastnorm.testing.beside import cast
@@ -28,7 +28,7 @@ def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@each_model(TRACED, slow=frozenset({"torchvision.densenet121", "torchvision.resnet50"}))
+@each_model(TRACED, slow=HEAVY)
 def test_symbolic_trace(entry: ZooModel) -> None:
     """In training: a trace keeps the mode in which it was made, of what is no layer of torch.nn."""
     model, batch = entry.model().double(), cast(entry.batch(), torch.float64)
