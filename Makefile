@@ -1,11 +1,13 @@
 # make demo and make test need only Python 3.10+ and a C++ compiler: they set up .venv themselves.
-# Variables: PYTHON (which interpreter), TORCH and TRITON (which versions), VENV (where), ARGS (passed on).
+# Variables: PYTHON (which interpreter), TORCH and TRITON (which versions), VENV (where), ARGS (passed on);
+# MODELS= leaves out the tests on other people's models, for a torch that no torchvision was made for.
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.6.0
 NUMPY := numpy<2.4
+MODELS ?= models
 ARGS ?=
 
 SHELL := /bin/bash
@@ -14,6 +16,7 @@ PY := $(BIN)/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(PY) -m pip install
 STEP := build_tools/step.sh
+comma := ,
 STAMPS := $(VENV)/stamps
 CONSTRAINTS := $(STAMPS)/constraints.txt
 # After the torch stamp: whatever is asked of pip, it keeps the torch that is there.
@@ -22,7 +25,7 @@ PINNED := $(PIP) -c $(CONSTRAINTS)
 BUILD_FILES := setup.py pyproject.toml fastnorm/_version.py $(wildcard build_tools/*.py)
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench gpu sanitize lint format clean distclean force
+.PHONY: demo test bench docs gpu sanitize lint format clean distclean force
 .DELETE_ON_ERROR:
 
 demo: $(STAMPS)/demo $(STAMPS)/extension
@@ -30,12 +33,17 @@ demo: $(STAMPS)/demo $(STAMPS)/extension
 
 # One process per core, of two threads each. The slow half keeps each file's tests in one process: some need gigabytes.
 PYTEST := OMP_NUM_THREADS=2 $(PY) -m pytest --durations=10 -n auto
+MEANT := not gpu and not sanitizer$(if $(MODELS),, and not models)
 test: $(STAMPS)/test $(STAMPS)/extension
-	$(PYTEST) --dist worksteal -m "not slow and not gpu and not sanitizer" $(ARGS)
-	$(PYTEST) --dist loadfile -m "slow and not gpu and not sanitizer" $(ARGS) || [ $$? -eq 5 ]  # 5: none
+	$(PYTEST) --dist worksteal -m "not slow and $(MEANT)" $(ARGS)
+	$(PYTEST) --dist loadfile -m "slow and $(MEANT)" $(ARGS) || [ $$? -eq 5 ]  # 5: none
 
 bench: $(STAMPS)/bench $(STAMPS)/extension
 	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+# Into build/site. The theme warns of mkdocs 2, which pyproject.toml shuts out.
+docs: $(STAMPS)/docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 # On the bare GPU machine: the system's Python with its torch and triton, nothing installed.
 gpu:
@@ -90,6 +98,9 @@ $(STAMPS)/python.want: force
 $(STAMPS)/torch.want: force
 	$(call remember,$(TORCH))
 
+$(STAMPS)/models.want: force
+	$(call remember,[$(MODELS)])
+
 $(STAMPS)/venv: $(STAMPS)/python.want
 	@$(STEP) "preparing $(VENV)" $(PYTHON) build_tools/make_venv.py $(VENV)
 	@mkdir -p $(STAMPS) && touch $@
@@ -117,14 +128,20 @@ $(STAMPS)/bench: $(STAMPS)/torch $(BUILD_FILES) | $(STAMPS)/extension
 	@$(STEP) "installing fastnorm and what the benchmarks need" $(PINNED) -q --no-build-isolation -e ".[bench]"
 	@touch $@
 
+# The reference is read out of the sources: nothing is compiled for it.
+$(STAMPS)/docs: $(STAMPS)/tools $(BUILD_FILES)
+	@$(STEP) "installing fastnorm and what the documentation needs" \
+	  env FASTNORM_BUILD=none $(PINNED) -q --no-build-isolation -e ".[docs]"
+	@touch $@
+
 $(STAMPS)/lint: pyproject.toml | $(STAMPS)/test
 	@$(STEP) "installing ruff and mypy" $(PINNED) -q --no-build-isolation -e ".[dev]"
 	@touch $@
 
 # torch's CUDA builds for Linux bring their own triton; only where none came along is one chosen here.
-$(STAMPS)/test: $(STAMPS)/torch $(BUILD_FILES) | $(STAMPS)/extension
+$(STAMPS)/test: $(STAMPS)/torch $(STAMPS)/models.want $(BUILD_FILES) | $(STAMPS)/extension
 	@$(STEP) "installing fastnorm and what the tests need" \
-	  $(PINNED) -q --no-build-isolation -e ".[test,demo,bench]"
+	  $(PINNED) -q --no-build-isolation -e ".[test,demo,bench,docs$(addprefix $(comma),$(MODELS))]"
 	@[ "$$(uname -sm)" != "Linux x86_64" ] || $(PY) -c "import triton" 2>/dev/null || \
 	  $(STEP) "installing $(TRITON)" $(PINNED) -q "$(TRITON)"
 	@touch $@

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import fastnorm
 from benchmarks.machine import describe
 from benchmarks.peers import composed_stats
-from benchmarks.timing import Plan, Timing, interleave, make_clock
 from fastnorm.demo.model import build
+from fastnorm.timing import Plan, Timing, interleave, make_clock, round_ratios
 
 # (batch, side): the demo's digits, and the lessons' Fashion-MNIST at two of their batch sizes.
 SIZES = ((64, 16), (256, 28), (1024, 28))
@@ -76,8 +76,7 @@ def training_step(batch: int, side: int, hook: Callable[[nn.Module], Callable[[]
 
 def overhead(timing: Timing, plain: Timing) -> float:
     """The median over rounds: what slows a round down as a whole, on a shared machine, does not count."""
-    pairs = zip(timing.accepted, plain.accepted, strict=False)
-    return statistics.median(one / other for one, other in pairs) - 1
+    return statistics.median(round_ratios(timing, plain)) - 1
 
 
 def measure(batch: int, side: int, threads: int, plan: Plan) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.optim_cases import OptimCase
-from benchmarks.timing import Run, rotate
+from fastnorm.timing import Run, rotate
 
 Pass = Callable[..., object]
 

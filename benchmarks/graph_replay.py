@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Run
+from fastnorm.timing import Run
 
 
 @contextmanager

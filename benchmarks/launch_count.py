@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import Run
+from fastnorm.timing import Run
 
 
 def launched_kernels(run: Run) -> list[str]:

@@ -12,10 +12,12 @@ import torch
 from benchmarks.cases import Case
 from benchmarks.floors import make_floors
 from benchmarks.graph_replay import captured, side_stream
+from benchmarks.model_cases import ModelCase
 from benchmarks.optim_cases import OptimCase
 from benchmarks.oracle import Oracle
-from benchmarks.peers import Peer, prepare
-from benchmarks.timing import HostClock, Plan, Run, Timing, interleave, make_clock, rotate
+from benchmarks.peers import Peer
+from benchmarks.prepare import prepare
+from fastnorm.timing import HostClock, Plan, Run, Timing, interleave, make_clock, rotate
 
 Row = dict[str, Any]
 
@@ -66,7 +68,7 @@ def input_sets(case: Case) -> int:
     return min(32, max(2, math.ceil(4 * cache / case.tensor_bytes)))
 
 
-def row(case: Case | OptimCase, candidate: str, threads: int, *, status: str, message: str = "") -> Row:
+def row(case: Case | OptimCase | ModelCase, candidate: str, threads: int, *, status: str, message: str = "") -> Row:
     """The fields that every row has."""
     return {
         "case": case.name,
@@ -84,7 +86,7 @@ def row(case: Case | OptimCase, candidate: str, threads: int, *, status: str, me
     }
 
 
-def timed_row(case: Case | OptimCase, candidate: str, threads: int, timing: Timing) -> Row:
+def timed_row(case: Case | OptimCase | ModelCase, candidate: str, threads: int, timing: Timing) -> Row:
     fields = row(case, candidate, threads, status="noisy" if timing.noisy else "ok")
     return fields | {
         "quantiles_us": timing.quantiles_us(),

@@ -19,11 +19,11 @@ from benchmarks.launch_count import launched_kernels
 from benchmarks.measure import Row, brief, row, timed_row
 from benchmarks.optim_cases import OptimCase
 from benchmarks.peers import NATIVE
-from benchmarks.timing import HostClock, Plan, Run, interleave, make_clock
 from fastnorm import optim, use_backend
 from fastnorm.ops.backend import available_backends
 from fastnorm.testing.compare import check
 from fastnorm.testing.optim import arithmetic_of, expectation
+from fastnorm.timing import HostClock, Plan, Run, interleave, make_clock
 
 SAMPLES = 4096  # elements of each parameter that float64 follows: a step is elementwise
 SCALE, MAX_NORM = 1024.0, 1.0

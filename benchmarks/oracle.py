@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import DTYPES, Case
-from benchmarks.peers import Results
+from benchmarks.prepare import Results
 from fastnorm.testing.cases import NormCase, ReluCase, RowCase
 from fastnorm.testing.compare import Expectation, check
 from fastnorm.testing.judge import Expectations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,27 +12,11 @@ from torch import Tensor, nn
 
 from benchmarks.cases import EPS, LEAK, MAXV, MOMENTUM, SUB, Case
 from benchmarks.libraries import LIBRARIES, Library, call_of, serves
-from benchmarks.timing import Run
-from fastnorm.testing.problems import Problem
 
-Results = dict[str, Tensor]
-
-
-class Function(Protocol):
-    """One forward: tensors in, y out, running statistics updated in place."""
-
-    def __call__(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-    ) -> Tensor: ...
-
-
-Norm = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None], Tensor]
+# x, residual, weight, bias, running_mean, running_var -> y; the running statistics are updated in place.
+Function = Callable[..., Tensor]
+# x, weight, bias, running_mean, running_var (and, of fastnorm, what is fused) -> y.
+Norm = Callable[..., Tensor]
 
 
 class Peer(NamedTuple):
@@ -40,13 +24,6 @@ class Peer(NamedTuple):
 
     function: Callable[[Case], Function]
     module: Callable[[Case], nn.Module]
-
-
-class Prepared(NamedTuple):
-    """A candidate with its inputs: `run` is timed, `results` calls it once and names what came out."""
-
-    run: Run
-    results: Callable[[], Results]
 
 
 def composed_relu(z: Tensor) -> Tensor:
@@ -59,36 +36,31 @@ def inplace_relu(z: Tensor) -> Tensor:
     return F.leaky_relu(z, LEAK).sub_(SUB).clamp_max_(MAXV)
 
 
-def torch_norm(case: Case) -> Norm:
-    """PyTorch's own function for the norm of a case, of x, weight, bias and the running statistics."""
+def norm_function(functions: Any, case: Case) -> Norm:
+    """The norm of a case, out of torch.nn.functional or of fastnorm.functional."""
     spec, shape = case.spec, case.shape
-    if spec.kind == "batch":
-        return lambda x, w, b, mean, var: F.batch_norm(x, mean, var, w, b, spec.training, MOMENTUM, EPS)
-    functions: dict[str, Norm] = {
-        "layer": lambda x, w, b, *_: F.layer_norm(x, shape[1:], w, b, EPS),
-        "rms": lambda x, w, *_: F.rms_norm(x, shape[1:], w, EPS),
-        "group": lambda x, w, b, *_: F.group_norm(x, case.groups, w, b, EPS),
-        "instance": lambda x, w, b, *_: F.instance_norm(x, weight=w, bias=b, eps=EPS),
-        # As ConvNeXt has it: the channels go to the end and come back.
-        "position": lambda x, w, b, *_: F.layer_norm(x.movedim(1, -1), shape[1:2], w, b, EPS).movedim(-1, 1),
+    norms: dict[str, Norm] = {
+        "batch": lambda x, w, b, mean, var, **fused: functions.batch_norm(
+            x, mean, var, w, b, spec.training, MOMENTUM, EPS, **fused
+        ),
+        "layer": lambda x, w, b, *_, **fused: functions.layer_norm(x, shape[1:], w, b, EPS, **fused),
+        "rms": lambda x, w, *_, **fused: functions.rms_norm(x, shape[1:], w, EPS, **fused),
+        "group": lambda x, w, b, *_, **fused: functions.group_norm(x, case.groups, w, b, EPS, **fused),
+        "instance": lambda x, w, b, *_, **fused: functions.instance_norm(x, weight=w, bias=b, eps=EPS, **fused),
+        "position": lambda x, w, b, *_, **fused: functions.layer_norm_2d(x, w, b, EPS, **fused),
     }
-    return functions[spec.kind]
+    if functions is F:  # as ConvNeXt has it: the channels go to the end and come back
+        norms["position"] = lambda x, w, b, *_: F.layer_norm(x.movedim(1, -1), shape[1:2], w, b, EPS).movedim(-1, 1)
+    return norms[spec.kind]
 
 
 def composed(case: Case, act: Callable[[Tensor], Tensor] = composed_relu) -> Function:
     """The op out of PyTorch's own functions, as a user of torch.nn would write it."""
     spec = case.spec
-    norm = None if spec.kind == "none" else torch_norm(case)
+    norm = None if spec.kind == "none" else norm_function(F, case)
 
-    def forward(
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-    ) -> Tensor:
-        z = x if norm is None else norm(x, weight, bias, running_mean, running_var)
+    def forward(x: Tensor, residual: Tensor | None, *rest: Tensor | None) -> Tensor:
+        z = x if norm is None else norm(x, *rest)
         if residual is not None:
             z = z + residual
         return act(z) if spec.act else z
@@ -169,25 +141,6 @@ def reset_compiler() -> None:
     torch._functorch.config.donated_buffer = False
 
 
-def fastnorm_norm(case: Case) -> Callable[..., Tensor]:
-    """fastnorm's public function for the norm of a case, with torch_norm's arguments and the fused ones."""
-    import fastnorm.functional as ours
-
-    spec, shape = case.spec, case.shape
-    if spec.kind == "batch":
-        return lambda x, w, b, mean, var, **fused: ours.batch_norm(
-            x, mean, var, w, b, spec.training, MOMENTUM, EPS, **fused
-        )
-    functions: dict[str, Callable[..., Tensor]] = {
-        "layer": lambda x, w, b, *_, **fused: ours.layer_norm(x, shape[1:], w, b, EPS, **fused),
-        "rms": lambda x, w, *_, **fused: ours.rms_norm(x, shape[1:], w, EPS, **fused),
-        "group": lambda x, w, b, *_, **fused: ours.group_norm(x, case.groups, w, b, EPS, **fused),
-        "instance": lambda x, w, b, *_, **fused: ours.instance_norm(x, weight=w, bias=b, eps=EPS, **fused),
-        "position": lambda x, w, b, *_, **fused: ours.layer_norm_2d(x, w, b, EPS, **fused),
-    }
-    return functions[spec.kind]
-
-
 NATIVE = "fastnorm native"  # on a GPU, where another backend is the automatic choice
 
 
@@ -198,17 +151,10 @@ def fastnorm_function(case: Case, backend: str | None = None) -> Function:
     if case.spec.kind == "none":
         return lambda x, *_, **__: fastnorm.functional.general_relu(x, LEAK, SUB, MAXV)
     act = fastnorm.GeneralRelu(LEAK, SUB, MAXV) if case.spec.act else None
-    norm = fastnorm_norm(case)
+    norm = norm_function(fastnorm.functional, case)
 
-    def forward(
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-    ) -> Tensor:
-        return norm(x, weight, bias, running_mean, running_var, act=act, residual=residual, backend=backend)
+    def forward(x: Tensor, residual: Tensor | None, *rest: Tensor | None) -> Tensor:
+        return norm(x, *rest, act=act, residual=residual, backend=backend)
 
     return forward
 
@@ -243,15 +189,8 @@ def library_function(library: Library, case: Case) -> Function:
     """Another library's function for the norm of a case, which has neither activation nor residual."""
     call = call_of(library, case)
 
-    def forward(
-        x: Tensor,
-        residual: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-    ) -> Tensor:
-        return call(x, weight, bias, running_mean, running_var)
+    def forward(x: Tensor, residual: Tensor | None, *rest: Tensor | None) -> Tensor:
+        return call(x, *rest)
 
     return forward
 
@@ -270,117 +209,3 @@ def peers_of(case: Case, *, compile: bool) -> dict[str, Peer]:
     skipped = {name for name, wanted in (("compile", compile), ("eager_inplace", inplace)) if not wanted}
     ours = {name: peer for name, peer in PEERS.items() if name not in skipped} | native_on_a_gpu(case)
     return ours | other_libraries(case)
-
-
-def prepare(case: Case, peer: Peer) -> Callable[[Problem], Prepared]:
-    """Makes (compiles) the candidate once; the result readies it for one set of p."""
-    if case.spec.kind == "stats":
-        statistics = stats_function(peer)
-        return lambda p: prepare_stats(statistics, p)
-    if case.spec.module:
-        module = peer.module(case).to(case.device)
-        if case.direction == "call":
-            return lambda p: prepare_call(module, p)
-        return lambda p: prepare_module(module, p)
-    function = peer.function(case)
-    ready = {"fwd": prepare_forward, "bwd": prepare_backward, "fwd+bwd": prepare_both}[case.direction]
-    return lambda p: ready(case, function, p)
-
-
-def arguments(case: Case, p: Problem) -> dict[str, Any]:
-    """The function's arguments: gradients wanted when training, running statistics of the candidate's own."""
-
-    def wanted(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.detach().requires_grad_(case.spec.training)
-
-    def own(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.clone()
-
-    return {
-        "x": wanted(p.x),
-        "residual": wanted(p.residual),
-        "weight": wanted(p.weight),
-        "bias": wanted(p.bias),
-        "running_mean": own(p.running_mean),
-        "running_var": own(p.running_var),
-    }
-
-
-def prepare_stats(statistics: Callable[[Tensor], Any], p: Problem) -> Prepared:
-    def results() -> Results:
-        mean, std, hist = statistics(p.x)
-        return {"mean": mean, "std": std, "hist": hist.double()}
-
-    return Prepared(lambda: statistics(p.x), results)
-
-
-def prepare_forward(case: Case, function: Function, p: Problem) -> Prepared:
-    timed = arguments(case, p)
-
-    def results() -> Results:
-        checked = arguments(case, p)
-        y = function(**checked).detach()
-        moved = ("running_mean", "running_var") if case.spec.training else ()
-        return {"y": y} | {name: checked[name] for name in moved if checked[name] is not None}
-
-    return Prepared(lambda: function(**timed), results)
-
-
-def prepare_backward(case: Case, function: Function, p: Problem) -> Prepared:
-    given = arguments(case, p)
-    leaves = {k: v for k, v in given.items() if v is not None and v.requires_grad}
-    y = function(**given)
-    wanted, dy = tuple(leaves.values()), p.dy
-
-    def run() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(y, wanted, dy, retain_graph=True)
-
-    return Prepared(run, lambda: dict(zip((f"d{name}" for name in leaves), run(), strict=True)))
-
-
-def prepare_both(case: Case, function: Function, p: Problem) -> Prepared:
-    given = arguments(case, p)
-    leaves = {k: v for k, v in given.items() if v is not None and v.requires_grad}
-    wanted, dy = tuple(leaves.values()), p.dy
-
-    def run() -> tuple[Tensor, ...]:
-        y = function(**given)
-        return y, *torch.autograd.grad(y, wanted, dy)
-
-    return Prepared(run, lambda: dict(zip(("y", *(f"d{name}" for name in leaves)), run(), strict=True)))
-
-
-def prepare_call(module: nn.Module, p: Problem) -> Prepared:
-    """The module's call alone is timed; what is checked is forward and backward."""
-    both = prepare_module(module, p)
-    x = p.x.detach().requires_grad_()
-    return Prepared(lambda: module(x), both.results)
-
-
-def prepare_module(module: nn.Module, p: Problem) -> Prepared:
-    """Forward and backward through the module's call; its parameters and buffers are set to the inputs'."""
-    state = {"weight": p.weight, "bias": p.bias}
-    state |= {"running_mean": p.running_mean, "running_var": p.running_var}
-    x = p.x.detach().requires_grad_()
-    dy, wanted = p.dy, (x, *module.parameters())
-    names = ["dx", *(f"d{name.rpartition('.')[2]}" for name, _ in module.named_parameters())]
-
-    def load() -> None:
-        with torch.no_grad():
-            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-                given = state.get(name.rpartition(".")[2])
-                if given is not None:
-                    tensor.data = tensor.data.to(given.dtype)
-                    tensor.copy_(given)
-
-    def run() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(module(x), wanted, dy)
-
-    def results() -> Results:
-        load()
-        grads = dict(zip(names, run(), strict=True))
-        buffers = {n.rpartition(".")[2]: b.clone() for n, b in module.named_buffers()}
-        return grads | {n: b for n, b in buffers.items() if n.startswith("running")}
-
-    load()
-    return Prepared(run, results)

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.cases import FRESH_PAGES, FRESH_ROWS, Case, all_cases, select
 from benchmarks.oracle import Oracle
-from benchmarks.peers import PEERS, prepare
+from benchmarks.peers import PEERS
+from benchmarks.prepare import prepare
 
 CANDIDATES = ("eager", "fastnorm")
 

@@ -2,6 +2,8 @@
 
 from fastnorm import functional, init, nn, optim
 from fastnorm._version import __version__
+from fastnorm.autograd.recompute import recompute
+from fastnorm.convert import ConversionReport, convert, patched, revert
 from fastnorm.inputs import Normalize
 from fastnorm.lr_finder import LrCurve, lr_find
 from fastnorm.nn import (
@@ -23,12 +25,15 @@ from fastnorm.nn import (
 from fastnorm.ops.backend import available_backends, use_backend
 from fastnorm.report import explain
 from fastnorm.stats import ActivationStats
+from fastnorm.verify import Allowed, Verification, verify
 
 __all__ = [
     "ActivationStats",
+    "Allowed",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "ConversionReport",
     "GeneralRelu",
     "GroupNorm",
     "InstanceNorm1d",
@@ -42,13 +47,19 @@ __all__ = [
     "Normalize",
     "RMSNorm",
     "SyncBatchNorm",
+    "Verification",
     "__version__",
     "available_backends",
+    "convert",
     "explain",
     "functional",
     "init",
     "lr_find",
     "nn",
     "optim",
+    "patched",
+    "recompute",
+    "revert",
     "use_backend",
+    "verify",
 ]

@@ -1,4 +1,4 @@
-"""Command line: ``python -m fastnorm info`` says what is here, ``python -m fastnorm demo`` trains."""
+"""Command line: ``python -m fastnorm info`` says what is here, ``demo`` trains, ``verify`` compares a model's twin."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastnorm.demo.model import NORMS
 from fastnorm.demo.run import run_demo
 from fastnorm.demo.settings import OPTS, RECIPES, DemoError, Settings, make_recipe
 from fastnorm.ops import BACKENDS
+from fastnorm.verify import command
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     demo.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the picture and the numbers")
     demo.add_argument("--no-plot", dest="plot", action="store_false", help="no picture, and no need of matplotlib")
+    command.add_arguments(
+        commands.add_parser("verify", help="convert a copy of a model, compare it with the original, time both")
+    )
     return top
 
 
@@ -56,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.command == "info":
         print(fastnorm.explain())
         return 0
+    if options.command == "verify":
+        return command.run(options)
     try:
         settings = _settings(options)
     except DemoError as error:

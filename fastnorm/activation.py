@@ -24,6 +24,11 @@ class Activation(NamedTuple):
 IDENTITY = Activation(active=False)
 
 
+def chosen(own: Activation, given: nn.Module | Activation | None) -> nn.Module | Activation:
+    """A call's activation: the one given to the call, else the layer's own. Symbolic traces record it."""
+    return own if given is None else given
+
+
 def act_repr(activation: Activation) -> str:
     """What a module's extra_repr says of the activation fused into it."""
     return f", act={activation}" if activation.active else ""

@@ -13,10 +13,19 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Normalize:
-    """(x - mean) / std. Raises ValueError for a std that is not positive, or numbers that are not finite.
+    """Inputs with the training set's mean and std taken out: (x - mean) / std.
 
-    `transform(x)` takes a tensor of any shape; `transform.batch((x, y))` normalises what comes first in a batch and
-    leaves the rest alone. Source: fast.ai's `_norm` and BatchTransformCB.
+    `transform(x)` takes a tensor of any shape and floating dtype; `transform.batch((x, y))` normalises what comes first
+    in a batch and leaves the rest alone.
+
+    Args:
+        mean: the training set's mean.
+        std: its standard deviation.
+
+    Raises:
+        ValueError: for a std that is not positive, or numbers that are not finite.
+
+    Source: fast.ai's `_norm` and BatchTransformCB.
     """
 
     mean: float
@@ -31,6 +40,9 @@ class Normalize:
         """The numbers of a training set: one tensor, or batches (tensors, or (x, ...)) that are read once.
 
         Over all values, in float64; the std is the unbiased one, as `Tensor.std`'s. Batches are merged by their counts.
+
+        Raises:
+            ValueError: for a training set of fewer than two values.
         """
         count, mean, squares = 0, 0.0, 0.0  # squares: the sum of squared distances from the mean
         for batch in [inputs] if isinstance(inputs, Tensor) else inputs:

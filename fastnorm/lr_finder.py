@@ -22,7 +22,13 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class LrCurve:
-    """The loss of each step and the rate with which that step was then taken. blew_up: the reason for the end."""
+    """The loss of each step and the rate with which that step was then taken.
+
+    Attributes:
+        lrs: the rates.
+        losses: the losses, each before its step.
+        blew_up: whether the loss ended the sweep.
+    """
 
     lrs: list[float]
     losses: list[float]
@@ -63,11 +69,21 @@ def lr_find(
     generators are left as they were; buffers of the copy move, the model's do not.
 
     Args:
+        model: any module; it is copied.
         opt_factory: makes the optimizer: `opt_factory(parameters, lr)`, such as `fastnorm.optim.SGD.lesson`.
-        batches: (x, y) pairs; loss(model(x), y) is minimised.
+        batches: (x, y) pairs.
+        loss: what is minimised, of model(x) and y.
+        start: the first rate.
+        end: the last rate.
+        steps: the most steps.
+        blow_up: how many times the lowest loss is the end.
 
-    Returns: the curve, with `plot()`.
-    Raises: ValueError for a sweep that does not grow, fewer than 2 steps, a blow_up that is not above 1, or no batch.
+    Returns:
+        The curve, with `plot()`.
+
+    Raises:
+        ValueError: for a sweep that does not grow, fewer than 2 steps, a blow_up that is not above 1, or no batch.
+
     Source: Smith 2015, arXiv:1506.01186; fast.ai's LRFinderCB.
     """
     if not 0 < start < end or steps < 2 or not blow_up > 1:

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .activation_stats_plans import activation_stats_plan
 from .batch_norm_tiles import finite_or_zero
 
 LARGE = tl.constexpr(2.0**32)
@@ -134,7 +135,7 @@ def activation_stats_fwd(x: Tensor, bins: int, low: float, high: float) -> tuple
     std, hist = torch.empty_like(mean), x.new_empty(bins, dtype=torch.int64)
     if x.numel() == 0:
         return mean.fill_(torch.nan), std.fill_(torch.nan), hist.zero_()
-    plan = launch.activation_stats_plan(x.numel(), bins, x.element_size(), launch.sm_count(x))
+    plan = activation_stats_plan(x.numel(), bins, x.element_size(), launch.sm_count(x))
     partials = mean.new_empty((4, plan.programs), dtype=torch.float64)
     counts = hist.new_empty((plan.programs, plan.bins), dtype=torch.int32)
     with launch.device_guard(x):

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .batch_norm_plans import plan_for
 from .batch_norm_tiles import (
     SIZES,
     channel_numbers,
@@ -243,7 +244,7 @@ def differentiate(
     dy, x, weight, bias, residual, mean, rstd = inputs
     dx, dweight, dbias, dresidual = outputs
     assert x is not None and mean is not None
-    plan = launch.plan_for(x, view, launch.BACKWARD)
+    plan = plan_for(x, view, launch.BACKWARD)
     channels, size = view.c // plan.c_vec, view.s // plan.s_vec
     numbers = launch.scalars(x.dtype, *activation)
     if plan.held:

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .batch_norm_plans import BatchNormPlan, plan_for
 from .batch_norm_stats import batch_norm_stats_finish_kernel, batch_norm_stats_kernel, store_statistics
 from .batch_norm_tiles import (
     SIZES,
@@ -160,7 +161,7 @@ def batch_norm_fwd(
                 if buffer is not None and moved is not None and not buffer.is_contiguous():
                     buffer.copy_(moved)
         else:
-            plan = launch.plan_for(x, view, launch.ELEMENTWISE)
+            plan = plan_for(x, view, launch.ELEMENTWISE)
             apply(tensors, running, view, plan, eps, act, activation)
     return y, mean, rstd
 
@@ -178,7 +179,7 @@ def normalize_by_batch(
     """Training: one launch where a program holds its channels, else partial statistics, their merge, y."""
     x, _, _, _, _, mean, rstd = tensors
     assert x is not None and mean is not None
-    plan = launch.plan_for(x, view, launch.FORWARD)
+    plan = plan_for(x, view, launch.FORWARD)
     channels, size = view.c // plan.c_vec, view.s // plan.s_vec
     momentum_eps = launch.scalars(x.dtype, momentum, eps)
     if plan.held:
@@ -203,7 +204,7 @@ def apply(
     tensors: tuple[Tensor | None, ...],
     running: tuple[Tensor | None, ...],
     view: launch.View,
-    plan: launch.BatchNormPlan,
+    plan: BatchNormPlan,
     eps: float,
     act: bool,
     activation: list[launch.Scalar],

@@ -1,7 +1,7 @@
 """What the kernels of batch norm share: where a tile lies, and the per-channel arithmetic.
 
 A tile is [BLOCK_C, BLOCK_S] of the tensor [N, C, S] (see launch.View). It is addressed by the 64-bit offset
-of its first element and 32-bit steps from there, which launch.batch_norm_plan keeps in range. Per-channel
+of its first element and 32-bit steps from there, which batch_norm_plan keeps in range. Per-channel
 vectors are [BLOCK_C] and grow their second axis where they meet a tile: loaded as [BLOCK_C, 1], every thread
 would load each of them several times.
 """

@@ -2,6 +2,7 @@
 // long lists of Python objects the questions that an optimizer has at every step.
 #include <Python.h>
 
+#include "bind/optim_taken.h"
 #include "op/cpu_kernels.h"
 
 namespace {
@@ -11,6 +12,12 @@ PyObject* cpu_isa(PyObject*, PyObject*) { return PyUnicode_FromString(fastnorm::
 bool is_list(PyObject* object, const char* name) {
   if (PyList_Check(object)) return true;
   PyErr_Format(PyExc_TypeError, "%s must be a list", name);
+  return false;
+}
+
+bool is_tuple(PyObject* object, const char* name) {
+  if (PyTuple_Check(object)) return true;
+  PyErr_Format(PyExc_TypeError, "%s must be a tuple", name);
   return false;
 }
 
@@ -60,11 +67,30 @@ PyObject* same_values(PyObject*, PyObject* args) {
   return PyBool_FromLong(same && seen == count);
 }
 
+// Whether these keys of all dicts, one dict after the other, have the very objects of a list; a missing one is None.
+PyObject* same_items(PyObject*, PyObject* args) {
+  static PyObject* const none = Py_BuildValue("");
+  PyObject *dicts, *keys, *values;
+  if (!PyArg_ParseTuple(args, "OOO", &dicts, &keys, &values)) return nullptr;
+  if (!is_list(dicts, "dicts") || !is_tuple(keys, "keys") || !is_list(values, "values")) return nullptr;
+  const Py_ssize_t width = PyTuple_Size(keys);
+  bool same = PyList_Size(values) == PyList_Size(dicts) * width;
+  for (Py_ssize_t i = 0; same && i < PyList_Size(values); ++i) {
+    PyObject* value = PyDict_GetItemWithError(PyList_GetItem(dicts, i / width), PyTuple_GetItem(keys, i % width));
+    if (value == nullptr && PyErr_Occurred()) return nullptr;
+    same = PyList_GetItem(values, i) == (value == nullptr ? none : value);
+  }
+  return PyBool_FromLong(same);
+}
+
 PyMethodDef methods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set whose kernels run here: default, avx2 or avx512."},
     {"grads_of", grads_of, METH_O, "The gradients of those parameters that have one."},
     {"same_objects", same_objects, METH_VARARGS, "Whether two lists hold the very same objects."},
     {"same_values", same_values, METH_VARARGS, "Whether the values of all dicts are the very objects of a list."},
+    {"same_items", same_items, METH_VARARGS, "Whether these keys of all dicts have the very objects of a list."},
+    {"take_grads", fastnorm::take_grads, METH_VARARGS, "Gives an optimizer's plan its gradients; False if it cannot."},
+    {"take_hyper", fastnorm::take_hyper, METH_VARARGS, "Gives it its groups' numbers; False if it cannot."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -24,10 +24,9 @@ Plans& plans() {  // never destroyed: at exit torch may be gone before this is
 }
 
 std::shared_ptr<OptimPlan> plan_of(int64_t handle) {
-  const std::lock_guard<std::mutex> lock(guard());
-  const auto found = plans().find(handle);
-  STD_TORCH_CHECK(found != plans().end(), "there is no plan ", handle);
-  return found->second;
+  auto plan = find_plan(handle);
+  STD_TORCH_CHECK(plan != nullptr, "there is no plan ", handle);
+  return plan;
 }
 
 OptimKind kind_of(int64_t kind) {
@@ -48,18 +47,23 @@ void release(int64_t handle) {
   plans().erase(handle);
 }
 
-// False: a tensor has moved, nothing was done, and a new plan must be made.
+bool has(OptimPlan& plan, const std::vector<Tensor>& grads) {
+  return (grads.empty() && plan.has_grads()) || plan.take(grads);
+}
+
+// grads, hyper: empty where the plan has taken them before (optim_taken.h). False: a tensor has moved, nothing was done,
+// and a new plan must be made.
 bool step(int64_t handle, std::vector<Tensor> grads, std::vector<double> hyper, double multiplier, int64_t seed) {
   const auto plan = plan_of(handle);
-  if (!plan->take(grads)) return false;
-  plan->step(hyper, multiplier, seed);
+  if (!has(*plan, grads)) return false;
+  plan->step(hyper.empty() ? plan->hyper() : hyper, multiplier, seed);
   return true;
 }
 
 // The norm of all gradients together; negative: as for false above.
 double grad_norm(int64_t handle, std::vector<Tensor> grads) {
   const auto plan = plan_of(handle);
-  return plan->take(grads) ? plan->grad_norm() : -1;
+  return has(*plan, grads) ? plan->grad_norm() : -1;
 }
 
 // One step out of place. tensors: parameter, gradient, states; returned: the new parameter and states.
@@ -115,6 +119,12 @@ std::vector<Tensor> step_out(int64_t kind, std::vector<Tensor> tensors, std::vec
 }
 
 }  // namespace
+
+std::shared_ptr<OptimPlan> find_plan(int64_t handle) {
+  const std::lock_guard<std::mutex> lock(guard());
+  const auto found = plans().find(handle);
+  return found == plans().end() ? nullptr : found->second;
+}
 
 STABLE_TORCH_LIBRARY(fastnorm_optim, m) {
   m.def("prepare(int kind, Tensor[] tensors, int[] rows) -> int");

@@ -62,9 +62,8 @@ uint64_t random_key(int64_t seed, double step, int64_t parameter) {
   return mixed(key ^ (static_cast<uint64_t>(parameter) + 3 * golden));
 }
 
-double advance(const OptimPlace& step) {
-  if (step.tensor.scalar_type() == ScalarType::Double) return *static_cast<double*>(step.data) += 1;
-  return *static_cast<float*>(step.data) += 1;
+double advance(void* step, bool wide) {
+  return wide ? *static_cast<double*>(step) += 1 : *static_cast<float*>(step) += 1;
 }
 
 }  // namespace
@@ -74,6 +73,15 @@ OptimForm::OptimForm(const Tensor& t) : dims_(static_cast<size_t>(t.dim())) {
   if (dims_ > kFew) more_.reset(room = new int64_t[2 * dims_]);
   std::copy(t.sizes().begin(), t.sizes().end(), room);
   std::copy(t.strides().begin(), t.strides().end(), room + dims_);
+}
+
+bool OptimForm::is_like(int64_t dims, const int64_t* sizes, const int64_t* strides) const {
+  if (dims != static_cast<int64_t>(dims_)) return false;
+  for (size_t d = 0; d < dims_; ++d) {
+    const int64_t size = this->sizes()[d];
+    if (sizes[d] != size || (size > 1 && strides[d] != this->strides()[d])) return false;
+  }
+  return true;
 }
 
 bool OptimForm::fits(const Tensor& t, bool strides) const {
@@ -135,7 +143,7 @@ void OptimPlan::add_row(const std::vector<Tensor>& tensors, size_t& at, int64_t 
     const ScalarType dtype = step.scalar_type();
     STD_TORCH_CHECK((dtype == ScalarType::Float || dtype == ScalarType::Double) && step.numel() == 1,
                     "the step of parameter ", parameter, " must be one fp32 or fp64 number");
-    places_.emplace_back(step), entry.counts = true;
+    places_.emplace_back(step), entry.counts = true, entry.wide_step = dtype == ScalarType::Double;
   }
   rows_.push_back(row);
 }
@@ -177,15 +185,30 @@ bool OptimPlan::overlap() const {
   return false;
 }
 
-bool OptimPlan::take(const std::vector<Tensor>& grads) {
-  if (grads.size() != rows_.size()) return false;
+bool OptimPlan::unmoved() const {
   const OptimPlace* place = places_.data();
-  for (size_t r = 0; r < rows_.size(); ++r) {
-    OptimEntry& entry = entries_[r];
+  for (const OptimEntry& entry : entries_) {
     if (!entry.form.is_of(place->tensor)) return false;
     for (const OptimPlace* const end = place + entry.places + entry.counts; place < end; ++place) {
       if (!place->unmoved()) return false;
     }
+  }
+  return true;
+}
+
+bool OptimPlan::take_dense(size_t row, void* data, Dtype dtype, int64_t dims, const int64_t* sizes,
+                           const int64_t* strides) {
+  const OptimEntry& entry = entries_[row];
+  if (!entry.dense || !entry.form.is_like(dims, sizes, strides)) return false;
+  OptimStream& s = rows_[row].grad;
+  s.in = data, s.dtype = dtype, s.layout = nullptr;
+  return true;
+}
+
+bool OptimPlan::take(const std::vector<Tensor>& grads) {
+  if (grads.size() != rows_.size() || !unmoved()) return false;
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    OptimEntry& entry = entries_[r];
     const Tensor& grad = grads[r];
     int32_t layout = 0;
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(grad.get(), &layout));
@@ -227,7 +250,7 @@ void OptimPlan::number(const std::vector<double>& hyper, int64_t seed, Make make
   for (size_t r = 0; r < rows_.size(); ++r) {
     OptimEntry& entry = entries_[r];
     at += entry.places + entry.counts;
-    const double now = entry.counts ? advance(places_[at - 1]) : 0;
+    const double now = entry.counts ? advance(places_[at - 1].data, entry.wide_step) : 0;
     if (entry.group != group || now != step || entry.first != first) {
       group = entry.group, step = now, first = entry.first;
       const size_t from = static_cast<size_t>(group) * width;
@@ -243,6 +266,7 @@ void OptimPlan::number(const std::vector<double>& hyper, int64_t seed, Make make
 }
 
 void OptimPlan::step(const std::vector<double>& hyper, double multiplier, int64_t seed) {
+  taken_ = false;
   const OptimKernels& kernels = optim_kernels();
   const auto run = [&](OptimKernel kernel, const void* numbers) {
     const OptimTable table{rows_.data(), chunks_.data(), numbers};

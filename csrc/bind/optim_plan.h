@@ -26,6 +26,7 @@ class OptimForm {
  public:
   explicit OptimForm(const Tensor& t);
   OptimForm(OptimForm&&) = default;
+  bool is_like(int64_t dims, const int64_t* sizes, const int64_t* strides) const;
   bool is_of(const Tensor& t) const { return fits(t, true); }
   bool has_sizes_of(const Tensor& t) const { return fits(t, false); }
   size_t dims() const { return dims_; }
@@ -54,6 +55,7 @@ struct OptimEntry {
   bool dense = false, first = false;
   size_t places = 0;        // how many of the plan's: parameter, master and states
   bool counts = false;      // and one more, the step
+  bool wide_step = false;   // which is fp64
   int64_t group = 0, parameter = 0;
   std::vector<size_t> order;  // the parameter's dims, slowest first
   OptimLayout grad_layout;
@@ -68,6 +70,17 @@ class OptimPlan {
 
   // Takes this step's gradients; false if a tensor has moved since the plan was made.
   bool take(const std::vector<Tensor>& grads);
+  // The same, one gradient at a time: first unmoved(), then each row with a dense gradient of the parameter's strides
+  // (any other is refused), then grads_taken().
+  bool unmoved() const;
+  size_t rows() const { return rows_.size(); }
+  bool take_dense(size_t row, void* data, Dtype dtype, int64_t dims, const int64_t* sizes, const int64_t* strides);
+  void grads_taken() { taken_ = true; }
+  // Whether gradients were taken that no step has used yet.
+  bool has_grads() const { return taken_; }
+  // Emptied: the next step's hyper-parameters, where the step is given none.
+  std::vector<double>& room_for_hyper() { return hyper_.clear(), hyper_; }
+  const std::vector<double>& hyper() const { return hyper_; }
   void step(const std::vector<double>& hyper, double multiplier, int64_t seed);
   double grad_norm();
 
@@ -87,8 +100,12 @@ class OptimPlan {
   std::deque<OptimLayout> layouts_;
   std::vector<OptimChunk> chunks_;
   std::vector<int64_t> weights_;  // bytes before each chunk, and of all
+  std::vector<double> hyper_;
   int64_t elements_ = 0;
-  bool in_turn_ = false;
+  bool in_turn_ = false, taken_ = false;
 };
+
+// A plan that fastnorm_optim::prepare has made; null if it was released.
+std::shared_ptr<OptimPlan> find_plan(int64_t handle);
 
 }  // namespace fastnorm

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnorm.autograd import recompute
 from fastnorm.autograd.route import (
     below_autograd,
     differentiable_grads,
@@ -106,6 +107,9 @@ def batch_norm(
         return _through_reference(*tensors, *options)
     if wants_grad(x, weight, bias, residual):
         y: Tensor = BatchNormFunction.apply(*tensors, (*options, backend, False))
+        if training and residual is None and recompute.wanted():
+            again = (x, weight, bias, None, None, None, None, *options)  # the running statistics have moved already
+            recompute.remember(y, lambda: below_autograd(OPS[backend].batch_norm_fwd, *again)[0], (x, weight, bias))
     else:
         y, _, _ = below_autograd(OPS[backend].batch_norm_fwd, *tensors, *options)
     if training and running_mean is not None and not torch.compiler.is_compiling():

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnorm.autograd import recompute
 from fastnorm.autograd.route import (
     below_autograd,
     differentiable_grads,
@@ -50,7 +51,11 @@ def general_relu(
     if transforms_active():
         return eager.general_relu(x, leak, sub, maxv, max_leak)
     if wants_grad(x):
-        return GeneralReluFunction.apply(x, leak, sub, maxv, max_leak, backend)
+        y: Tensor = GeneralReluFunction.apply(x, leak, sub, maxv, max_leak, backend)
+        if recompute.wanted():
+            again = (x, leak, sub, maxv, max_leak)
+            recompute.remember(y, lambda: below_autograd(OPS[backend].general_relu_fwd, *again), (x,))
+        return y
     return below_autograd(OPS[backend].general_relu_fwd, x, leak, sub, maxv, max_leak)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnorm.autograd import recompute
 from fastnorm.autograd.route import (
     below_autograd,
     differentiable_grads,
@@ -102,6 +103,9 @@ def row_norm(
     if wants_grad(x, weight, bias, residual):
         options = (dims, groups, eps, rms, unbiased, *act, backend, False)
         y: Tensor = RowNormFunction.apply(x, weight, bias, residual, options)
+        if residual is None and recompute.wanted():
+            again = (x, weight, bias, None, dims, groups, eps, rms, unbiased, *act)
+            recompute.remember(y, lambda: below_autograd(OPS[backend].row_norm_fwd, *again)[0], (x, weight, bias))
     else:
         y, _, _ = below_autograd(
             OPS[backend].row_norm_fwd, x, weight, bias, residual, dims, groups, eps, rms, unbiased, *act

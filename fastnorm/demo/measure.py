@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import statistics
 import time
 from collections.abc import Mapping
@@ -12,30 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from fastnorm.demo.train import synchronise
+from fastnorm.memory import saved_bytes
 
 MIN_ROUNDS = 20
 BUDGET_S = 1.0
 
 
-def saved_bytes(net: nn.Module, x: Tensor) -> int:
-    """Bytes that one training forward of net keeps for its backward, parameters and buffers not counted.
-
-    Every storage counts once, whole, however many saved tensors look into it. The net is left as it was.
-    """
+def saved_by_training(net: nn.Module, x: Tensor) -> int:
+    """Bytes that one training forward of net keeps for its backward. The net is left as it was."""
     net = copy.deepcopy(net).train()
-    own = {t.untyped_storage().data_ptr() for t in itertools.chain(net.parameters(), net.buffers())}
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = net(x)  # kept until counted, so that no freed address is used twice
-    del y
-    return sum(storages.values())
+    return saved_bytes(net, lambda: net(x))
 
 
 def norm_act_seconds(nets: Mapping[str, nn.Sequential], x: Tensor) -> dict[str, float]:

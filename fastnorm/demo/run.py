@@ -17,7 +17,7 @@ from torch import nn
 import fastnorm
 from fastnorm.demo import report
 from fastnorm.demo.data import Data, load
-from fastnorm.demo.measure import norm_act_seconds, saved_bytes
+from fastnorm.demo.measure import norm_act_seconds, saved_by_training
 from fastnorm.demo.model import GROUPS, build_pair, norm_name
 from fastnorm.demo.plot import save_figure
 from fastnorm.demo.settings import DemoError, Settings, require
@@ -144,7 +144,7 @@ def _summarise(
         images_per_second={name: len(batch) / seconds for name, seconds in steps.items()},
         train_seconds={name: sum(history.seconds) for name, history in histories.items()},
         norm_act_seconds=norm_act_seconds(nets, batch),
-        saved_bytes={name: saved_bytes(net, batch) for name, net in nets.items()},
+        saved_bytes={name: saved_by_training(net, batch) for name, net in nets.items()},
     )
 
 

@@ -43,9 +43,11 @@ def batch_norm(
     as n / (n - 1) * var.
 
     Args:
-        input: x [N, C, *], any strides, fp64, fp32, bf16 or fp16.
-        running_mean, running_var: [C] buffers, both or neither; needed when not training.
-        weight, bias: [C], any floating dtype, each optional.
+        input: x `[N, C, *]`, any strides, fp64, fp32, bf16 or fp16.
+        running_mean: buffer `[C]`, given together with running_var; needed when not training.
+        running_var: buffer `[C]`, as running_mean.
+        weight: `[C]`, any floating dtype, or None.
+        bias: `[C]`, any floating dtype, or None.
         momentum: the lerp factor; a 0-d tensor is read on its device, without a synchronisation.
         eps: added to the variance; positive when training.
         act: GeneralRelu, nn.ReLU, nn.LeakyReLU or nn.ReLU6.
@@ -54,10 +56,15 @@ def batch_norm(
         detach_stats: no gradient through the batch's mean and variance, as in the lessons' own layer.
         backend: "eager", "native", "triton", "auto"; None leaves the choice to `use_backend`.
 
-    Returns: a tensor of x's shape and dtype, channels_last if x is, else contiguous.
-    Raises: ValueError for a batch of one value per channel, a bad eps, statistics that do not fit together, another
-        shape of residual; RuntimeError for per-channel tensors of another size, dtypes and devices that cannot be
-        mixed, or a chosen backend that cannot serve.
+    Returns:
+        A tensor of x's shape and dtype, channels_last if x is, else contiguous.
+
+    Raises:
+        ValueError: for a batch of one value per channel, a bad eps, statistics that do not fit together, another shape
+            of residual.
+        RuntimeError: for per-channel tensors of another size, dtypes and devices that cannot be mixed, or a chosen
+            backend that cannot serve.
+
     Source: Ioffe and Szegedy 2015; torch.nn.functional.batch_norm; docs/math.md, N1-N6.
     """
     check_floating(input, "batch_norm")
@@ -96,12 +103,23 @@ def synchronized_batch_norm(
     residual: Tensor | None = None,
     unbiased: bool = False,
 ) -> Tensor:
-    """Training batch norm over the batches of all processes of a group; else as `batch_norm`.
+    """Training batch norm over the batches of all processes of a group: act(x_hat * weight + bias + residual).
 
-    Every process of the group must call it. Plain PyTorch around two differentiable all-reduces: the count and the
-    sums, then the sums of squared deviations, so that nothing cancels.
+    x_hat = (x - mean) / sqrt(var + eps), with mean and variance of all processes' values of a channel together, each
+    process counted by its size (one may have none). Every process of the group must call it. Plain PyTorch around two
+    differentiable all-reduces: the count and the sums, then the sums of squared deviations, so that nothing cancels.
+    The other arguments, shapes, dtypes and errors are those of `batch_norm`.
 
-    Raises: as `batch_norm`; ValueError if all processes together have one value per channel.
+    Args:
+        group: the process group; None for the default one.
+
+    Returns:
+        This process's part of the result, of x's shape and dtype.
+
+    Raises:
+        ValueError: if all processes together have one value per channel.
+
+    Source: torch.nn.SyncBatchNorm; docs/math.md, N1-N6.
     """
     check_floating(input, "batch_norm")
     check_running(running_mean, running_var, True)

@@ -28,11 +28,20 @@ def general_relu(
 
     Args:
         x: any shape, fp64, fp32, bf16 or fp16; computed in fp32 (fp64 for fp64), rounded once.
+        leak: the slope below 0; None for plain ReLU.
+        sub: what is subtracted, or None.
+        maxv: the upper bound, or None.
+        max_leak: the slope above maxv, or None.
         inplace: write the result into x and return x; safe under autograd.
         backend: "eager", "native", "triton", "auto"; None leaves the choice to `use_backend`.
 
-    Returns: a tensor like x; channels_last stays channels_last.
-    Raises: ValueError for numbers that are none; RuntimeError for integer or complex x.
+    Returns:
+        A tensor like x; channels_last stays channels_last.
+
+    Raises:
+        ValueError: for a leak, sub, maxv or max_leak that is no number, and for a max_leak without maxv.
+        NotImplementedError: for integer or complex x.
+
     Source: fast.ai's "GeneralRelu"; docs/math.md, G1-G4.
     """
     check_floating(x, "general_relu")

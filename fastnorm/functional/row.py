@@ -56,19 +56,24 @@ def layer_norm(
     x_hat = (x - mean) / sqrt(var + eps), with the mean and the (biased) variance of the trailing dims.
 
     Args:
-        input: x [*, *normalized_shape], any strides, fp64, fp32, bf16 or fp16.
+        input: x `[*, *normalized_shape]`, any strides, fp64, fp32, bf16 or fp16.
         normalized_shape: the sizes of the trailing dims that are normalised together, at least one.
-        weight, bias: normalized_shape, any floating dtype, each optional.
+        weight: normalized_shape, any floating dtype, or None.
+        bias: normalized_shape, any floating dtype, or None.
         eps: added to the variance.
         act: GeneralRelu, nn.ReLU, nn.LeakyReLU or nn.ReLU6.
         residual: added before the activation; x's shape (converted to x's dtype).
         backend: "eager", "native", "triton", "auto"; None leaves the choice to `use_backend`.
 
-    Returns: a tensor of x's shape and dtype (fp32 for bf16 and fp16 under CUDA autocast), channels_last if x is, else
+    Returns:
+        A tensor of x's shape and dtype (fp32 for bf16 and fp16 under CUDA autocast), channels_last if x is, else
         contiguous. On the CPU the result of a row does not depend on the rows around it.
-    Raises: RuntimeError for trailing dims other than normalized_shape, parameters of another shape, dtypes and devices
-        that cannot be mixed, or a chosen backend that cannot serve; ValueError for a NaN eps or another shape of
-        residual.
+
+    Raises:
+        RuntimeError: for trailing dims other than normalized_shape, parameters of another shape, dtypes and devices
+            that cannot be mixed, or a chosen backend that cannot serve.
+        ValueError: for a NaN eps or another shape of residual.
+
     Source: Ba, Kiros and Hinton 2016; torch.nn.functional.layer_norm; docs/math.md, R1-R6.
     """
     check_floating(input, "layer_norm")
@@ -101,14 +106,12 @@ def rms_norm(
 ) -> Tensor:
     """RMS normalization with the activation and the residual fused: act(x / sqrt(avg(x^2) + eps) * weight + residual).
 
-    As `layer_norm` without the mean and the bias.
+    As `layer_norm` without the mean and the bias: the same arguments, shapes, dtypes, result and errors.
 
     Args:
         eps: added to the average of the squares; None for the arithmetic's spacing at 1, 2^-52 for fp64 and 2^-23 for
             fp32, bf16 and fp16, as torch takes it.
-        The others: as in `layer_norm`.
 
-    Returns, raises: as `layer_norm`.
     Source: Zhang and Sennrich 2019; torch.nn.functional.rms_norm; docs/math.md, R1-R6.
     """
     check_floating(input, "rms_norm")
@@ -146,18 +149,21 @@ def group_norm(
     """Group normalization with the activation and the residual fused: act(x_hat * weight + bias + residual).
 
     x_hat = (x - mean) / sqrt(var + eps), with the mean and variance of C / num_groups neighbouring channels of one
-    sample, at all positions.
+    sample, at all positions. eps, act, residual, backend and the result are as in `layer_norm`.
 
     Args:
-        input: x [N, C, *], any strides, fp64, fp32, bf16 or fp16; num_groups divides C.
-        weight, bias: [C], any floating dtype, each optional.
+        input: x `[N, C, *]`, any strides, fp64, fp32, bf16 or fp16.
+        num_groups: a divisor of C.
+        weight: `[C]`, any floating dtype, or None.
+        bias: `[C]`, any floating dtype, or None.
         unbiased: normalise with the unbiased variance, as the fast.ai lessons do.
-        The others: as in `layer_norm`.
 
-    Returns: as `layer_norm`.
-    Raises: RuntimeError for fewer than 2 dims, groups that do not divide C, parameters of another shape, dtypes and
-        devices that cannot be mixed, or a chosen backend that cannot serve; ValueError where all of x is one value per
-        group, for an unbiased variance of one value, a NaN eps, or another shape of residual.
+    Raises:
+        RuntimeError: for fewer than 2 dims, groups that do not divide C, parameters of another shape, dtypes and
+            devices that cannot be mixed, or a chosen backend that cannot serve.
+        ValueError: where all of x is one value per group, for an unbiased variance of one value, a NaN eps, or another
+            shape of residual.
+
     Source: Wu and He 2018; torch.nn.functional.group_norm; docs/math.md, R1-R6.
     """
     check_floating(input, "group_norm")
@@ -190,15 +196,17 @@ def layer_norm_2d(
 ) -> Tensor:
     """Channels-first layer normalization, over dim 1 at each position: act(x_hat * weight + bias + residual).
 
-    What `layer_norm` does to x.movedim(1, -1), moved back; without the copies, in x's own layout.
+    x_hat = (x - mean) / sqrt(var + eps), with the mean and variance of the C values at one position of one sample: what
+    `layer_norm` does to x.movedim(1, -1), moved back; without the copies, in x's own layout. act, residual, backend and
+    the result are as in `layer_norm`; the errors as in `group_norm`, but that one value per position is normalised like
+    any other.
 
     Args:
-        input: x [N, C, *] of at least 2 dims, usually images; any strides, fp64, fp32, bf16 or fp16.
-        weight, bias: [C], any floating dtype, each optional.
+        input: x `[N, C, *]` of at least 2 dims, usually images; any strides, fp64, fp32, bf16 or fp16.
+        weight: `[C]`, any floating dtype, or None.
+        bias: `[C]`, any floating dtype, or None.
         eps: added to the variance; by default what ConvNeXt uses.
-        The others: as in `layer_norm`.
 
-    Returns, raises: as `group_norm`, but that one value per position is normalised like any other.
     Source: Liu et al. 2022 (ConvNeXt); docs/math.md, R1-R6.
     """
     check_floating(input, "layer_norm_2d")
@@ -239,21 +247,27 @@ def instance_norm(
     x_hat = (x - mean) / sqrt(var + eps), with the mean and variance of one sample's channel over all its positions.
     Given running statistics are lerped by momentum to the batch's average of these means and (unbiased) variances, in
     plain PyTorch and with one more pass over x. With use_input_stats=False the running statistics normalise: that is
-    `batch_norm` in evaluation.
+    `batch_norm` in evaluation. eps, act, residual and backend are as in `layer_norm`.
 
     Args:
-        input: x [N, C, *], any strides, fp64, fp32, bf16 or fp16.
-        running_mean, running_var: [C] buffers, both or neither; needed without use_input_stats.
-        weight, bias: [C], any floating dtype, each optional.
+        input: x `[N, C, *]`, any strides, fp64, fp32, bf16 or fp16.
+        running_mean: buffer `[C]`, given together with running_var; needed without use_input_stats.
+        running_var: buffer `[C]`, as running_mean.
+        weight: `[C]`, any floating dtype, or None.
+        bias: `[C]`, any floating dtype, or None.
         use_input_stats: take the statistics from x.
         momentum: the lerp factor; a 0-d tensor is read on its device, without a synchronisation.
-        The others: as in `layer_norm`.
 
-    Returns: a tensor of x's shape and dtype, channels_last if x is, else contiguous. An empty batch gives an empty
-        result and leaves the running statistics alone.
-    Raises: ValueError for one position per channel, a NaN eps, one running statistic without the other, or another
-        shape of residual; RuntimeError for missing statistics, per-channel tensors of another size, dtypes and devices
-        that cannot be mixed, or a chosen backend that cannot serve.
+    Returns:
+        A tensor of x's shape and dtype, channels_last if x is, else contiguous. An empty batch gives an empty result
+        and leaves the running statistics alone.
+
+    Raises:
+        ValueError: for one position per channel, a NaN eps, one running statistic without the other, or another shape
+            of residual.
+        RuntimeError: for missing statistics, per-channel tensors of another size, dtypes and devices that cannot be
+            mixed, or a chosen backend that cannot serve.
+
     Source: Ulyanov, Vedaldi and Lempitsky 2016; torch.nn.functional.instance_norm; docs/math.md, R1-R7.
     """
     check_floating(input, "instance_norm")

@@ -16,7 +16,10 @@ def activation_stats(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and standard deviation of all of x, and the histogram of |x|, in one pass over memory.
 
-        mean = sum(x) / n,    std = sqrt(sum((x - mean)^2) / (n - 1))
+    Formula:
+
+        mean    = sum(x) / n
+        std     = sqrt(sum((x - mean)^2) / (n - 1))
         hist[i] = number of |x| in the i-th of `bins` equal parts of range; both ends of the range count
 
     Args:
@@ -25,10 +28,14 @@ def activation_stats(
         range: the lowest and the highest |x| that is counted. Values outside, and NaN, are not, as in `torch.histc`.
         backend: "eager", "native", "triton", "auto"; None leaves the choice to `use_backend`.
 
-    Returns: mean and std, 0-d, fp32 (fp64 for fp64), and hist [bins], int64; all on x's device, nothing is waited for.
+    Returns:
+        mean and std, 0-d, fp32 (fp64 for fp64), and hist `[bins]`, int64; all on x's device, nothing is waited for.
         Without values the mean is NaN, and with fewer than two the std, as in torch.
-    Raises: ValueError for another number of bins, or a range that is empty or not finite; NotImplementedError for
-        integer or complex x.
+
+    Raises:
+        ValueError: for another number of bins, or a range that is empty or not finite.
+        NotImplementedError: for integer or complex x.
+
     Source: fast.ai's ActivationStats; docs/math.md, A1 and A2.
     """
     check_floating(x, "activation_stats")

@@ -18,7 +18,13 @@ PATIENCE = 25  # tries without getting nearer, after which a layer is given up
 class LsuvRow:
     """One layer: what was measured before anything was changed and after all was, and why it is not where it should be.
 
-    reason: empty where |mean| and |std - 1| came below the tolerance.
+    Attributes:
+        name: the module's name in the model.
+        kind: its class.
+        before: mean, std, lowest and highest value at first; None where nothing was measured.
+        after: the same at the end.
+        tries: how often it was adjusted.
+        reason: empty where |mean| and |std - 1| came below the tolerance.
     """
 
     name: str
@@ -30,6 +36,7 @@ class LsuvRow:
 
     @property
     def converged(self) -> bool:
+        """Whether there is no reason."""
         return not self.reason
 
 
@@ -41,6 +48,7 @@ class LsuvReport:
 
     @property
     def converged(self) -> bool:
+        """Whether every layer did."""
         return all(row.converged for row in self.rows)
 
     def __str__(self) -> str:
@@ -64,12 +72,12 @@ def lsuv_(
     tol: float = 1e-3,
     max_iter: int = 50,
 ) -> LsuvReport:
-    """Layer after layer, in the order in which they run: bias -= mean, then weight and bias /= std, until
-    |mean| <= tol and |std - 1| <= tol for this batch.
+    """Layer-wise sequential unit variance, in place: weights and biases until each layer gives mean 0 and std 1.
 
-    A layer without bias only gets its std. A module that runs several times is measured at its first call. The model
-    stays in the mode that it is in; buffers (running statistics), the state of random number generators and
-    gradients are left as they were.
+    Layer after layer, in the order in which they run: bias -= mean, then weight and bias /= std, until |mean| <= tol
+    and |std - 1| <= tol for this batch. A layer without bias only gets its std. A module that runs several times is
+    measured at its first call. The model stays in the mode that it is in; buffers (running statistics), the state of
+    random number generators and gradients are left as they were.
 
     Args:
         model: any module.
@@ -78,12 +86,17 @@ def lsuv_(
         measure: "layer" looks at the layer's own output, where the goal can be reached whatever follows; "activation"
             looks behind the activation module that follows it. There GeneralRelu with a leak and a sub can reach it,
             ReLU and tanh cannot: such a layer keeps the weights that came nearest (of ReLU: with most values at 0).
+        tol: how far mean and std may be off.
         max_iter: the most tries a layer.
 
-    Returns: a report with one row a layer, for each that did not converge with the reason.
-    Raises: ValueError for another measure, a tol or max_iter that is not positive, or where no layer is found.
+    Returns:
+        A report with one row a layer, for each that did not converge with the reason.
+
+    Raises:
+        ValueError: for another measure, a tol or max_iter that is not positive, or where no layer is found.
+
     Source: Mishkin and Matas 2016, arXiv:1511.06422 (measure="layer", without their orthogonal start); fast.ai's
-        lsuv_init (measure="activation").
+    lsuv_init (measure="activation").
     """
     if measure not in ("layer", "activation"):
         raise ValueError(f"measure must be 'layer' or 'activation', got {measure!r}")

@@ -23,12 +23,15 @@ _GAINS: tuple[tuple[type[nn.Module], float], ...] = (
 def gain_of(act: Act) -> float:
     """What the weights in front of an activation are multiplied by, so that the size of the signal stays.
 
-    sqrt(2 / (1 + leak^2)) for a slope of 1 above 0 and of `leak` below: with z symmetric around 0, act(z) before `sub`
-    has the mean square (1 + leak^2) / 2 of z's. `sub` and `maxv` are left out. 1 for None.
+    gain = sqrt(2 / (1 + leak^2)) for a slope of 1 above 0 and of `leak` below: with z symmetric around 0, act(z) before
+    `sub` has the mean square (1 + leak^2) / 2 of z's. `sub` and `maxv` are left out. 1 for None.
 
     Args:
         act: GeneralRelu, nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Tanh, nn.SELU, nn.Sigmoid, nn.Identity or None.
-    Raises: ValueError for another activation.
+
+    Raises:
+        ValueError: for another activation.
+
     Source: He et al. 2015, arXiv:1502.01852, equation 15.
     """
     for kind, gain in _GAINS:
@@ -73,10 +76,14 @@ def kaiming_normal_(
     """Fills a weight in place from N(0, gain^2 / fan), gain = gain_of(act), and returns it.
 
     Args:
-        weight: [out, in, *], of a linear or convolutional layer; any floating dtype.
+        weight: `[out, in, *]`, of a linear or convolutional layer; any floating dtype.
         act: the activation behind the layer, as in `gain_of`.
         mode: "fan_in" (the forward keeps its size) or "fan_out" (the backward does).
-    Raises: ValueError for fewer than 2 dims, another mode or another activation.
+        generator: of the random numbers; None for torch's own.
+
+    Raises:
+        ValueError: for fewer than 2 dims, another mode or another activation.
+
     Source: He et al. 2015, arXiv:1502.01852.
     """
     return _normal_(weight, _kaiming_std(weight, act, mode), generator)
@@ -85,28 +92,36 @@ def kaiming_normal_(
 def kaiming_uniform_(
     weight: Tensor, act: Act = None, *, mode: str = "fan_in", generator: torch.Generator | None = None
 ) -> Tensor:
-    """As kaiming_normal_, from the uniform distribution of the same standard deviation."""
+    """As `kaiming_normal_`, from the uniform distribution of the same std: U(-b, b) with b = sqrt(3) * std."""
     return _uniform_(weight, _kaiming_std(weight, act, mode), generator)
 
 
 def xavier_normal_(weight: Tensor, act: Act = None, *, generator: torch.Generator | None = None) -> Tensor:
     """Fills a weight in place from N(0, 2 gain^2 / (fan_in + fan_out)), gain = gain_of(act), and returns it.
 
-    Raises: ValueError for fewer than 2 dims or another activation.
+    Args:
+        weight: `[out, in, *]`, of a linear or convolutional layer; any floating dtype.
+        act: the activation behind the layer, as in `gain_of`.
+        generator: of the random numbers; None for torch's own.
+
+    Raises:
+        ValueError: for fewer than 2 dims or another activation.
+
     Source: Glorot and Bengio 2010, http://proceedings.mlr.press/v9/glorot10a.html.
     """
     return _normal_(weight, _xavier_std(weight, act), generator)
 
 
 def xavier_uniform_(weight: Tensor, act: Act = None, *, generator: torch.Generator | None = None) -> Tensor:
-    """As xavier_normal_, from the uniform distribution of the same standard deviation."""
+    """As `xavier_normal_`, from the uniform distribution of the same std: U(-b, b) with b = sqrt(3) * std."""
     return _uniform_(weight, _xavier_std(weight, act), generator)
 
 
 def init_weights(module: nn.Module, leak: float = 0.0) -> None:
-    """Kaiming normal weights and biases of 0 for a linear or convolutional layer; other modules are left alone.
+    """Kaiming normal weights, N(0, 2 / ((1 + leak^2) * fan_in)), and biases of 0 for a linear or convolutional layer.
 
-    For `model.apply(init_weights)`, or `model.apply(partial(init_weights, leak=0.1))` in front of GeneralRelu(0.1).
+    Other modules are left alone. For `model.apply(init_weights)`, or `model.apply(partial(init_weights, leak=0.1))` in
+    front of GeneralRelu(0.1).
 
     Source: fast.ai's init_weights.
     """

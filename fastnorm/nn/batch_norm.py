@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastnorm.activation import Activation, act_repr, as_activation
+from fastnorm.activation import IDENTITY, Activation, act_repr, as_activation, chosen
 from fastnorm.functional import batch_norm
 
 
@@ -23,7 +23,7 @@ def _module_batch_norm(
     track_running_stats: bool,
     momentum: float | None,
     eps: float,
-    activation: Activation,
+    activation: nn.Module | Activation,
     unbiased: bool,
     ranks: tuple[int, ...],
 ) -> Tensor:
@@ -49,14 +49,15 @@ def _module_batch_norm(
 
 
 fx.wrap("_module_batch_norm")
+fx.wrap("chosen")
 fx.wrap("batch_norm")  # what LessonBatchNorm calls
 
 
 class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """The forward pass and the extra arguments; a subclass adds the ranks that its input may have."""
 
-    activation: Activation
-    unbiased: bool
+    activation: Activation = IDENTITY  # of the class: `convert` makes a torch.nn layer one of these, as it is
+    unbiased: bool = False
     _ranks: tuple[int, ...]
 
     def __init__(
@@ -79,8 +80,10 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.activation = as_activation(act)
         self.unbiased = unbiased
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(input) + residual)."""
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
+    ) -> Tensor:
+        """act(norm(input) + residual), with the layer's own act where none is given to the call."""
         parameters, buffers = (
             self._parameters,
             self._buffers,
@@ -93,37 +96,49 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
             buffers["num_batches_tracked"] if "num_batches_tracked" in buffers else self.num_batches_tracked,
             parameters["weight"] if "weight" in parameters else self.weight,  # else parametrized
             parameters["bias"] if "bias" in parameters else self.bias,
-            self.training, self.track_running_stats, self.momentum, self.eps, self.activation, self.unbiased,
-            self._ranks,
+            self.training, self.track_running_stats, self.momentum, self.eps, chosen(self.activation, act),
+            self.unbiased, self._ranks,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         return super().extra_repr() + act_repr(self.activation) + (", unbiased=True" if self.unbiased else "")
 
 
-_ARGUMENTS = """
+class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
+    """Batch norm over `[N, C]` or `[N, C, L]` with the activation and the residual fused.
 
-    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var per channel, of the batch in
-    training, of the running buffers in evaluation. torch.nn's arguments, state dict and behaviour, and
-    keyword-only `act` (GeneralRelu, nn.ReLU, nn.LeakyReLU, nn.ReLU6: fused, forward and backward, nothing saved for
-    it) and `unbiased` (normalise with the unbiased variance). `forward(x, residual=None)`.
-    Dtypes: fp64, fp32, bf16, fp16, parameters and buffers in the same or any other of them.
-    Raises as torch.nn's layer does. See `functional.batch_norm`.
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual). All else is as in `BatchNorm2d`.
     """
 
-
-class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
-    __doc__ = "Batch norm over [N, C] or [N, C, L] with the activation and the residual fused." + _ARGUMENTS
     _ranks = (2, 3)
 
 
 class BatchNorm2d(_FusedBatchNorm, nn.BatchNorm2d):
-    __doc__ = "Batch norm over [N, C, H, W] with the activation and the residual fused." + _ARGUMENTS
+    """Batch norm over `[N, C, H, W]` with the activation and the residual fused.
+
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var per channel, of the batch in
+    training, of the running buffers in evaluation. torch.nn's arguments, state dict, behaviour and errors, and
+    keyword-only `bias`, `act` and `unbiased`. `forward(x, residual=None)`.
+
+    Args:
+        bias: False leaves the bias out.
+        act: GeneralRelu, nn.ReLU, nn.LeakyReLU or nn.ReLU6: fused, forward and backward, nothing saved for it.
+        unbiased: normalise with the unbiased variance, as the fast.ai lessons do.
+
+    Dtypes: fp64, fp32, bf16, fp16, parameters and buffers in the same or any other of them.
+
+    Source: Ioffe and Szegedy 2015; torch.nn.BatchNorm2d; `functional.batch_norm`.
+    """
+
     _ranks = (4,)
 
 
 class BatchNorm3d(_FusedBatchNorm, nn.BatchNorm3d):
-    __doc__ = "Batch norm over [N, C, D, H, W] with the activation and the residual fused." + _ARGUMENTS
+    """Batch norm over `[N, C, D, H, W]` with the activation and the residual fused.
+
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual). All else is as in `BatchNorm2d`.
+    """
+
     _ranks = (5,)
 
 
@@ -133,9 +148,20 @@ class LessonBatchNorm(nn.Module):
     Training normalises with the batch's mean and *unbiased* variance, through which no gradient flows, and lerps the
     buffers `means` and `vars` by `mom`; evaluation uses the buffers. y = (x - mean) / sqrt(var + eps) * mults + adds.
 
-    Args: nf channels; mom, the lerp factor; eps, inside the square root; act, an activation to fuse (keyword-only).
-    Shapes: [N, nf, *], usually images; parameters [nf, 1, 1], buffers [1, nf, 1, 1].
-    Raises: ValueError for a batch of one value per channel. Source: the lessons' notebook on batch normalization.
+    Args:
+        nf: the number of channels.
+        mom: the lerp factor.
+        eps: added to the variance, inside the square root.
+        act: an activation to fuse, as in `BatchNorm2d`.
+
+    Shapes: x `[N, nf, *]`, usually images; parameters `[nf, 1, 1]`, buffers `[1, nf, 1, 1]`.
+
+    Dtypes: as `BatchNorm2d`.
+
+    Raises:
+        ValueError: for a batch of one value per channel.
+
+    Source: the lessons' notebook on batch normalization.
     """
 
     vars: Tensor
@@ -152,7 +178,10 @@ class LessonBatchNorm(nn.Module):
         self.register_buffer("means", torch.zeros(1, nf, 1, 1))
         self.activation = as_activation(act)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
+    ) -> Tensor:
+        """act(norm(x) + residual), with the layer's own act where none is given to the call."""
         return batch_norm(
             x,
             self.means.view(-1),
@@ -162,7 +191,7 @@ class LessonBatchNorm(nn.Module):
             self.training,
             self.mom,
             self.eps,
-            act=self.activation,
+            act=chosen(self.activation, act),
             residual=residual,
             unbiased=True,
             detach_stats=True,

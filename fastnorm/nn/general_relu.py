@@ -20,7 +20,14 @@ class GeneralRelu(nn.Module):
         max_leak: slope above maxv instead of a flat line.
         inplace: write the result into the input.
 
-    Shapes: any; the result is like the input. Raises ValueError for numbers that are none.
+    Shapes: any; the result is like the input.
+
+    Dtypes: fp64, fp32, bf16, fp16.
+
+    Raises:
+        ValueError: for a leak, sub, maxv or max_leak that is no number, and for a max_leak without maxv.
+
+    Source: fast.ai's "GeneralRelu"; docs/math.md, G1-G4.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class GeneralRelu(nn.Module):
         return checked_activation(self.leak, self.sub, self.maxv, self.max_leak)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`functional.general_relu` with the module's numbers."""
         return general_relu(x, self.leak, self.sub, self.maxv, self.max_leak, inplace=self.inplace)
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, fx, nn
 
-from fastnorm.activation import Activation, act_repr, as_activation
+from fastnorm.activation import IDENTITY, Activation, act_repr, as_activation, chosen
 from fastnorm.functional import instance_norm
 
 
@@ -21,7 +21,7 @@ def _module_instance_norm(
     use_input_stats: bool,
     momentum: float | None,
     eps: float,
-    activation: Activation,
+    activation: nn.Module | Activation,
     num_features: int,
     affine: bool,
     unbatched_rank: int,
@@ -51,12 +51,13 @@ def _module_instance_norm(
 
 
 fx.wrap("_module_instance_norm")
+fx.wrap("chosen")
 
 
 class _FusedInstanceNorm(nn.modules.instancenorm._InstanceNorm):
     """The forward pass and the extra argument; a subclass adds the rank of its input."""
 
-    activation: Activation
+    activation: Activation = IDENTITY
     _unbatched_rank: int
 
     def __init__(
@@ -77,8 +78,10 @@ class _FusedInstanceNorm(nn.modules.instancenorm._InstanceNorm):
             self.register_parameter("bias", None)
         self.activation = as_activation(act)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(input) + residual)."""
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
+    ) -> Tensor:
+        """act(norm(input) + residual), with the layer's own act where none is given to the call."""
         parameters, buffers = self._parameters, self._buffers
         return _module_instance_norm(
             input,
@@ -88,33 +91,46 @@ class _FusedInstanceNorm(nn.modules.instancenorm._InstanceNorm):
             parameters["weight"] if "weight" in parameters else self.weight,
             parameters["bias"] if "bias" in parameters else self.bias,
             self.training or not self.track_running_stats,
-            self.momentum, self.eps, self.activation, self.num_features, self.affine, self._unbatched_rank,
+            self.momentum, self.eps, chosen(self.activation, act), self.num_features, self.affine,
+            self._unbatched_rank,
         )  # fmt: skip
 
     def extra_repr(self) -> str:
         return super().extra_repr() + act_repr(self.activation)
 
 
-_INSTANCE_NORM = """
+class InstanceNorm1d(_FusedInstanceNorm, nn.InstanceNorm1d):
+    """Instance norm over `[N, C, L]` or `[C, L]` with the activation and the residual fused.
 
-    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var per sample and channel, over its
-    positions; with track_running_stats, of the running buffers in evaluation. torch.nn's arguments, state dict and
-    behaviour, and keyword-only `act` as `LayerNorm` has it. `forward(x, residual=None)`.
-    Dtypes: fp64, fp32, bf16, fp16, parameters and buffers in the same or any other of them.
-    Raises as torch.nn's layer does; an empty batch gives an empty result. See `functional.instance_norm`.
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual). All else is as in `InstanceNorm2d`.
     """
 
-
-class InstanceNorm1d(_FusedInstanceNorm, nn.InstanceNorm1d):
-    __doc__ = "Instance norm over [N, C, L] or [C, L] with the activation and the residual fused." + _INSTANCE_NORM
     _unbatched_rank = 2
 
 
 class InstanceNorm2d(_FusedInstanceNorm, nn.InstanceNorm2d):
-    __doc__ = "Instance norm of [N, C, H, W] or [C, H, W], the activation and the residual fused." + _INSTANCE_NORM
+    """Instance norm over `[N, C, H, W]` or `[C, H, W]` with the activation and the residual fused.
+
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual); mean and var per sample and channel, over its
+    positions; with track_running_stats, of the running buffers in evaluation. torch.nn's arguments, state dict,
+    behaviour and errors (but an empty batch gives an empty result), and keyword-only `act` as `LayerNorm` has it.
+    `forward(x, residual=None)`.
+
+    Args:
+        bias: False leaves the bias out.
+
+    Dtypes: fp64, fp32, bf16, fp16, parameters and buffers in the same or any other of them.
+
+    Source: Ulyanov, Vedaldi and Lempitsky 2016; torch.nn.InstanceNorm2d; `functional.instance_norm`.
+    """
+
     _unbatched_rank = 3
 
 
 class InstanceNorm3d(_FusedInstanceNorm, nn.InstanceNorm3d):
-    __doc__ = "Instance norm of [N, C, D, H, W] or [C, D, H, W], activation and residual fused." + _INSTANCE_NORM
+    """Instance norm over `[N, C, D, H, W]` or `[C, D, H, W]` with the activation and the residual fused.
+
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual). All else is as in `InstanceNorm2d`.
+    """
+
     _unbatched_rank = 4

@@ -6,27 +6,38 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from fastnorm.activation import Activation, act_repr, as_activation
+from fastnorm.activation import IDENTITY, Activation, act_repr, as_activation, chosen
 from fastnorm.functional import synchronized_batch_norm
 from fastnorm.nn.batch_norm import _module_batch_norm
+
+fx.wrap("chosen")
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
     """torch.nn.SyncBatchNorm with a fused-in activation and residual, on CPUs (gloo) as well as GPUs (nccl).
 
-    In training, in a process group of more than one, mean and variance are those of all processes' batches together,
-    each counted by its size (a process may have none); gradients flow through them to every process. Otherwise it is
-    fastnorm's batch norm. The synchronised path runs in plain PyTorch around two all-reduces.
+    y = act((x - mean) / sqrt(var + eps) * weight + bias + residual). In training, in a process group of more than one,
+    mean and var are those of all processes' batches together, each counted by its size (a process may have none);
+    gradients flow through them to every process. Otherwise it is fastnorm's batch norm. The synchronised path runs in
+    plain PyTorch around two all-reduces.
 
-    torch.nn's arguments, then keyword-only `act` (GeneralRelu, nn.ReLU, nn.LeakyReLU, nn.ReLU6) and `unbiased`.
-    Shapes: [N, C, *]. Raises ValueError if all processes together have one value per channel.
+    torch.nn's arguments, state dict and errors, and keyword-only `act` and `unbiased` as `BatchNorm2d` has them.
     `convert_sync_batchnorm` turns every batch norm of a model, fastnorm's with their activation, into this layer.
+
+    Shapes: x `[N, C, *]`, like the result.
+
+    Dtypes: as `BatchNorm2d`.
+
+    Raises:
+        ValueError: if all processes together have one value per channel.
+
+    Source: torch.nn.SyncBatchNorm; `functional.synchronized_batch_norm`.
     """
 
-    activation: Activation
-    unbiased: bool
+    activation: Activation = IDENTITY
+    unbiased: bool = False
 
     def __init__(
         self,
@@ -46,12 +57,15 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         self.activation = as_activation(act)
         self.unbiased = unbiased
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(input) + residual)."""
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
+    ) -> Tensor:
+        """act(norm(input) + residual), with the layer's own act where none is given to the call."""
         if not self.training or not _several_processes(self.process_group):
             return _module_batch_norm(
                 input, residual, self.running_mean, self.running_var, self.num_batches_tracked, self.weight, self.bias,
-                self.training, self.track_running_stats, self.momentum, self.eps, self.activation, self.unbiased,
+                self.training, self.track_running_stats, self.momentum, self.eps, chosen(self.activation, act),
+                self.unbiased,
                 tuple(range(2, 9)),
             )  # fmt: skip
         tracked = self.track_running_stats
@@ -69,7 +83,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             factor,
             self.eps,
             group=self.process_group,
-            act=self.activation,
+            act=chosen(self.activation, act),
             residual=residual,
             unbiased=self.unbiased,
         )

@@ -37,8 +37,13 @@ _Choice.backend = _checked(os.environ.get("FASTNORM_BACKEND", "auto"), "FASTNORM
 class use_backend:
     """Choose the backend of every later call; as a context manager, for the block only.
 
-    name: "eager", "native", "triton" or "auto" (the default: the fastest that can serve the call).
-    Raises ValueError for another name. A call that the chosen backend cannot serve raises RuntimeError with the reason.
+    A call that the chosen backend cannot serve raises RuntimeError with the reason.
+
+    Args:
+        name: "eager", "native", "triton" or "auto" (the default: the fastest that can serve the call).
+
+    Raises:
+        ValueError: for another name.
     """
 
     def __init__(self, name: str) -> None:
@@ -95,7 +100,15 @@ def resolve(x: Tensor, backend: str | None = None, column: str | None = None) ->
 
 
 def available_backends(device_type: str = "cpu", column: str | None = None) -> list[str]:
-    """The backends that can serve an op (None: all) on fp32 tensors of a device type here, fastest first."""
+    """The backends that can serve fp32 tensors of a device type here, fastest first.
+
+    Args:
+        device_type: "cpu", "cuda" or another of torch's.
+        column: the op, such as "batch_norm", without _fwd or _bwd; None asks about all ops.
+
+    Returns:
+        Their names; "eager" is always among them.
+    """
     order = PREFERENCE.get(device_type, _ELSEWHERE)
     names = [*order, *(b for b in BACKENDS if b not in order)]
     return [name for name in names if refusal(name, device_type, torch.float32, column) is None]

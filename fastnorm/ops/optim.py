@@ -8,6 +8,7 @@ import operator
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,19 +49,33 @@ class Plan:
         numbers = [n for r in self.rows for n in (r.group, r.parts | r.states << STATE_SHIFT, r.parameter)]
         self.handle = ops.prepare(self.kind, tensors, numbers)
         self._step, self._grad_norm = ops.step.default, ops.grad_norm.default
+        module = native.available()
+        self._take_grads = getattr(module, "take_grads", None)
+        self._take_hyper = getattr(module, "take_hyper", None)
         weakref.finalize(self, ops.release.default, self.handle).atexit = False
 
     def step(self, grads: list[Tensor], hyper: list[float], multiplier: float, seed: int) -> None:
         """Updates everything in place. Raises TensorMoved."""
-        if not self._step(self.handle, grads, hyper, multiplier, seed):
+        if not self._step(self.handle, self._left(grads), hyper, multiplier, seed):
             raise TensorMoved
+
+    def take_hyper(self, groups: list[dict[str, Any]], keys: tuple[str, ...], words: dict[str, float]) -> bool:
+        """Whether the next step's hyper-parameters were all numbers, and are in the plan: then `step` is given none.
+
+        They stand under these keys of every group; a tuple is all of its members, a word the number that it means.
+        """
+        return self._take_hyper is not None and self._take_hyper(self.handle, groups, keys, words)
 
     def grad_norm(self, grads: list[Tensor]) -> float:
         """The norm of all gradients together. Raises TensorMoved."""
-        norm = self._grad_norm(self.handle, grads)
+        norm = self._grad_norm(self.handle, self._left(grads))
         if norm < 0:
             raise TensorMoved
         return norm
+
+    def _left(self, grads: list[Tensor]) -> list[Tensor]:
+        """The gradients that have to be passed to the op: none where the plan can take them on the short way."""
+        return [] if self._take_grads is not None and self._take_grads(self.handle, grads) else grads
 
 
 def step_out(
@@ -91,6 +106,14 @@ def same_values(dicts: list[dict], values: list) -> bool:
     if module is None:
         return same_objects([value for d in dicts for value in d.values()], values)
     return module.same_values(dicts, values)
+
+
+def same_items(dicts: list[dict], keys: tuple[str, ...], values: list) -> bool:
+    """Whether these keys of all dicts, one dict after the other, have the very objects of a list (None: or lack it)."""
+    ask = getattr(native.available(), "same_items", None)
+    if ask is None:
+        return same_objects([d.get(key) for d in dicts for key in keys], values)
+    return ask(dicts, keys, values)
 
 
 def grads_of(params: list[Tensor]) -> list[Tensor]:

@@ -17,19 +17,14 @@ from fastnorm.optim.rule import Group, Rule
 class AdamRule(Rule):
     kind = ADAM
     sparse_message = "Adam does not support sparse gradients, please consider SparseAdam instead"
+    hyper_keys = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "eps_inside_sqrt", "maximize")
+    form_keys = ("amsgrad",)
 
     def states(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")
 
     def form(self, group: Group) -> Any:
         return group["amsgrad"]
-
-    def hyper(self, group: Group) -> list[Any]:
-        beta1, beta2 = group["betas"]
-        return [
-            group["lr"], beta1, beta2, group["eps"], group["weight_decay"],
-            group["decoupled_weight_decay"], group["eps_inside_sqrt"], group["maximize"],
-        ]  # fmt: skip
 
     def numbers(self, hyper: list[Any], step: Any, first: bool) -> list[Any]:
         lr, beta1, beta2, eps, decay, decoupled, inside, maximize = hyper
@@ -53,26 +48,31 @@ class AdamRule(Rule):
 class Adam(FusedOptimizer, torch.optim.Adam):
     r"""Adam in one fused pass over all parameters: `torch.optim.Adam` and more.
 
-    Formula, with g the gradient (negated with `maximize`) and t the parameter's own count of steps::
+    Formula, with g the gradient (negated with `maximize`) and t the parameter's own count of steps:
 
         g = g + weight_decay * p                   or, decoupled:  p = p * (1 - lr * weight_decay)
         m = m + (1 - beta1) * (g - m)              m_hat = m / (1 - beta1^t)
         v = beta2 * v + (1 - beta2) * g^2          v_hat = v / (1 - beta2^t)
         p = p - lr * m_hat / (sqrt(v_hat) + eps)   eps_inside_sqrt:  lr * m_hat / sqrt(v_hat + eps)
 
-    With `amsgrad` the largest v so far takes the place of v in v_hat.
+    With `amsgrad` the largest v so far takes the place of v in v_hat. The other arguments are those of
+    `torch.optim.Adam`.
 
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, maximize, capturable, differentiable, decoupled_weight_decay: as
-            in `torch.optim.Adam`.
-        foreach, fused: accepted and without meaning; the step is always fused.
+        foreach: accepted and without meaning; the step is always fused.
+        fused: as foreach.
         eps_inside_sqrt: see the formula.
-        max_norm: clip all gradients together to this norm, inside the step.
+        max_norm: clip all gradients together to this norm, inside the step; None for no clipping.
         master_weights: None or "fp32": keep an fp32 copy of each 16-bit parameter in the state ("master_param").
         stochastic_rounding: round 16-bit parameters at random, by `seed`, step, parameter and element alone.
+        seed: of the stochastic rounding.
 
     Dtypes: fp64, fp32, bf16, fp16 and complex parameters; the state of a 16-bit parameter is fp32. Any strides.
-    Raises ValueError for invalid numbers, RuntimeError for sparse gradients.
+
+    Raises:
+        ValueError: for invalid numbers.
+        RuntimeError: for sparse gradients.
+
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.Adam.html; lesson: fast.ai course 2022, part 2.
     """
 
@@ -135,6 +135,7 @@ class AdamW(Adam, torch.optim.AdamW):
     r"""`Adam` with decoupled weight decay, `p = p * (1 - lr * weight_decay)` before the step: `torch.optim.AdamW`.
 
     Arguments, options, dtypes and errors are those of `Adam`.
+
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html.
     """
 

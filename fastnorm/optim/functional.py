@@ -58,10 +58,23 @@ def sgd_step(
     decoupled_weight_decay: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
-    """One step of `fastnorm.optim.SGD`: returns `(param,)`, or `(param, momentum_buffer)` with momentum.
+    """One step of `fastnorm.optim.SGD`, out of place, with derivatives in every tensor.
 
-    momentum_buffer: None at the first step, where the buffer becomes the gradient (with lerp it starts at zero).
-    Raises ValueError for shapes or devices that differ, and for a buffer without momentum.
+    Formula, numbers and switches are those of `SGD`.
+
+    Args:
+        param: any shape, fp64, fp32, bf16, fp16 or complex.
+        grad: its gradient, of the same shape.
+        momentum_buffer: None at the first step, where the buffer becomes the gradient (with lerp it starts at zero).
+        backend: "eager", "native", "triton", "auto"; None leaves the choice to `use_backend`.
+
+    Returns:
+        `(param,)`, or `(param, momentum_buffer)` with momentum: new tensors.
+
+    Raises:
+        ValueError: for shapes or devices that differ, and for a buffer without momentum.
+
+    Source: docs/math.md, O1 and O2.
     """
     moving = isinstance(momentum, Tensor) or momentum != 0
     if not moving and momentum_buffer is not None:
@@ -107,11 +120,26 @@ def rmsprop_step(
     lr_in_momentum: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
-    """One step of `fastnorm.optim.RMSprop`: returns `(param, square_avg)`, then what was given of the other two.
+    """One step of `fastnorm.optim.RMSprop`, out of place, with derivatives in every tensor.
 
-    momentum_buffer: given with momentum. grad_avg: given for the centered form. first_grad: the squared average
-    starts at this gradient's square instead of at `square_avg`.
-    Raises ValueError for shapes or devices that differ, and for momentum without a buffer or the reverse.
+    Formula, numbers and switches are those of `RMSprop`.
+
+    Args:
+        param: any shape, fp64, fp32, bf16, fp16 or complex.
+        grad: its gradient, of the same shape.
+        square_avg: the average of the squared gradients.
+        momentum_buffer: given with momentum.
+        grad_avg: given for the centered form.
+        first_grad: the squared average starts at this gradient's square instead of at `square_avg`.
+        backend: "eager", "native", "triton", "auto"; None leaves the choice to `use_backend`.
+
+    Returns:
+        `(param, square_avg)`, then what was given of `momentum_buffer` and `grad_avg`: new tensors.
+
+    Raises:
+        ValueError: for shapes or devices that differ, and for momentum without a buffer or the reverse.
+
+    Source: docs/math.md, O1 and O3.
     """
     moving = isinstance(momentum, Tensor) or momentum != 0
     if moving != (momentum_buffer is not None):
@@ -171,11 +199,27 @@ def adam_step(
     eps_inside_sqrt: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
-    """One step of `fastnorm.optim.Adam`: returns `(param, exp_avg, exp_avg_sq)` and, if given, `max_exp_avg_sq`.
+    """One step of `fastnorm.optim.Adam`, out of place, with derivatives in every tensor.
 
-    step: which step of this parameter it is, counted from 1; it has no derivative. max_exp_avg_sq: given for amsgrad.
-    AdamW is `decoupled_weight_decay=True`.
-    Raises ValueError for shapes or devices that differ, and for a step below 1.
+    Formula, numbers and switches are those of `Adam`; AdamW is `decoupled_weight_decay=True`. On the CPU in fp32 and
+    fp64 the first derivative is a fused kernel too.
+
+    Args:
+        param: any shape, fp64, fp32, bf16, fp16 or complex.
+        grad: its gradient, of the same shape.
+        exp_avg: the average of the gradients.
+        exp_avg_sq: the average of their squares.
+        max_exp_avg_sq: given for amsgrad.
+        step: which step of this parameter it is, counted from 1; it has no derivative.
+        backend: "eager", "native", "triton", "auto"; None leaves the choice to `use_backend`.
+
+    Returns:
+        `(param, exp_avg, exp_avg_sq)` and, if given, `max_exp_avg_sq`: new tensors.
+
+    Raises:
+        ValueError: for shapes or devices that differ, and for a step below 1.
+
+    Source: docs/math.md, O1, O4 and O6.
     """
     count = step.item() if isinstance(step, Tensor) else float(step)
     if not count >= 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,12 @@ INITS = ("zeros", "first_grad", "ones")
 class RmspropRule(Rule):
     kind = RMSPROP
     sparse_message = "RMSprop does not support sparse gradients"
+    hyper_keys = (
+        "lr", "alpha", "eps", "weight_decay", "momentum", "centered", "eps_inside_sqrt", "decoupled_weight_decay",
+        "lr_in_momentum", "init", "maximize",
+    )  # fmt: skip
+    words: ClassVar[dict[str, float]] = {name: float(name == "first_grad") for name in INITS}
+    form_keys = ("momentum", "centered")
 
     def states(self, group: Group) -> tuple[str, ...]:
         names = ["square_avg"]
@@ -33,13 +39,6 @@ class RmspropRule(Rule):
 
     def form(self, group: Group) -> Any:
         return group["momentum"] > 0, group["centered"]
-
-    def hyper(self, group: Group) -> list[Any]:
-        return [
-            group["lr"], group["alpha"], group["eps"], group["weight_decay"],
-            group["momentum"], group["centered"], group["eps_inside_sqrt"], group["decoupled_weight_decay"],
-            group["lr_in_momentum"], group["init"] == "first_grad", group["maximize"],
-        ]  # fmt: skip
 
     def numbers(self, hyper: list[Any], step: Any, first: bool) -> list[Any]:
         lr, alpha, eps, decay, momentum, _, inside, decoupled, early_lr, first_grad, maximize = hyper
@@ -72,7 +71,7 @@ class RmspropRule(Rule):
 class RMSprop(FusedOptimizer, torch.optim.RMSprop):
     r"""RMSprop in one fused pass over all parameters: `torch.optim.RMSprop` and more.
 
-    Formula, with g the gradient (negated with `maximize`)::
+    Formula, with g the gradient (negated with `maximize`):
 
         g = g + weight_decay * p                   or, decoupled:  p = p * (1 - lr * weight_decay)
         v = alpha * v + (1 - alpha) * g^2          v starts at `init`: 0, 1, or the first g^2
@@ -82,19 +81,27 @@ class RMSprop(FusedOptimizer, torch.optim.RMSprop):
         buf = momentum * buf + d;       p = p - lr * buf
         buf = momentum * buf + lr * d;  p = p - buf    with lr_in_momentum
 
+    The other arguments are those of `torch.optim.RMSprop`.
+
     Args:
-        params, lr, alpha, eps, weight_decay, momentum, centered, capturable, maximize, differentiable: as in
-            `torch.optim.RMSprop`.
-        foreach, fused: accepted and without meaning; the step is always fused.
+        foreach: accepted and without meaning; the step is always fused.
+        fused: as foreach.
         init: "zeros" (PyTorch), "first_grad" (the lessons: the average starts at the first squared gradient and is
             lerped from that step on) or "ones" (TensorFlow).
-        eps_inside_sqrt, decoupled_weight_decay, lr_in_momentum: see the formula.
-        max_norm: clip all gradients together to this norm, inside the step.
+        eps_inside_sqrt: see the formula.
+        decoupled_weight_decay: see the formula.
+        lr_in_momentum: see the formula.
+        max_norm: clip all gradients together to this norm, inside the step; None for no clipping.
         master_weights: None or "fp32": keep an fp32 copy of each 16-bit parameter in the state ("master_param").
         stochastic_rounding: round 16-bit parameters at random, by `seed`, step, parameter and element alone.
+        seed: of the stochastic rounding.
 
     Dtypes: fp64, fp32, bf16, fp16 and complex parameters; the state of a 16-bit parameter is fp32. Any strides.
-    Raises ValueError for invalid numbers, RuntimeError for sparse gradients.
+
+    Raises:
+        ValueError: for invalid numbers.
+        RuntimeError: for sparse gradients.
+
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.RMSprop.html; lesson: fast.ai course 2022,
     part 2.
     """

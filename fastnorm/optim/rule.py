@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from itertools import chain
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +19,11 @@ class Rule:
 
     kind: int  # of the kernel
     sparse_message: str
+    # Where a group's numbers stand, as the kernel's Hyper struct lists them (csrc/math): a tuple is all of its members,
+    # a word the number that it means.
+    hyper_keys: tuple[str, ...]
+    words: ClassVar[dict[str, float]] = {}
+    form_keys: tuple[str, ...]  # what `form` looks at
 
     def states(self, group: Group) -> tuple[str, ...]:
         """The keys of a parameter's state tensors, in the kernel's order."""
@@ -35,8 +41,10 @@ class Rule:
         raise NotImplementedError
 
     def hyper(self, group: Group) -> list[Any]:
-        """The numbers of a group, as the kernel's Hyper struct lists them (csrc/math); some may be tensors."""
-        raise NotImplementedError
+        """The numbers of a group, in the order of `hyper_keys`; some may be tensors."""
+        values = [group[key] for key in self.hyper_keys]
+        flat = chain.from_iterable(v if isinstance(v, (tuple, list)) else (v,) for v in values)
+        return [self.words[v] if isinstance(v, str) else v for v in flat]
 
     def numbers(self, hyper: list[Any], step: Any, first: bool) -> list[Any]:
         """What the Triton kernel takes, as the kernel's Numbers struct lists it; for numbers or tensors."""

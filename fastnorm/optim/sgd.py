@@ -17,6 +17,10 @@ from fastnorm.optim.rule import Group, Rule
 class SgdRule(Rule):
     kind = KIND
     sparse_message = "SGD does not support sparse gradients here, please consider torch.optim.SGD instead"
+    hyper_keys = (
+        "lr", "momentum", "dampening", "weight_decay", "decoupled_weight_decay", "nesterov", "lerp", "maximize",
+    )  # fmt: skip
+    form_keys = ("momentum",)
 
     def states(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] != 0 else ()
@@ -26,12 +30,6 @@ class SgdRule(Rule):
 
     def form(self, group: Group) -> Any:
         return group["momentum"] != 0
-
-    def hyper(self, group: Group) -> list[Any]:
-        return [
-            group["lr"], group["momentum"], group["dampening"], group["weight_decay"],
-            group["decoupled_weight_decay"], group["nesterov"], group["lerp"], group["maximize"],
-        ]  # fmt: skip
 
     def numbers(self, hyper: list[Any], step: Any, first: bool) -> list[Any]:
         lr, momentum, dampening, decay, decoupled, nesterov, lerp, maximize = hyper
@@ -54,24 +52,31 @@ class SgdRule(Rule):
 class SGD(FusedOptimizer, torch.optim.SGD):
     r"""Stochastic gradient descent in one fused pass over all parameters: `torch.optim.SGD` and more.
 
-    Formula, with g the gradient (negated with `maximize`)::
+    Formula, with g the gradient (negated with `maximize`):
 
         g   = g + weight_decay * p                 or, decoupled:  p = p * (1 - lr * weight_decay)
         buf = momentum * buf + (1 - dampening) * g     the first time  buf = g
         buf = momentum * buf + (1 - momentum) * g      with lerp; buf starts at zero
         p   = p - lr * buf                             nesterov:  p - lr * (g + momentum * buf)
 
+    The other arguments are those of `torch.optim.SGD`.
+
     Args:
-        params, lr, momentum, dampening, weight_decay, nesterov, maximize, differentiable: as in `torch.optim.SGD`.
-        foreach, fused: accepted and without meaning; the step is always fused.
+        foreach: accepted and without meaning; the step is always fused.
+        fused: as foreach.
         lerp: the lessons' momentum, an average that starts at zero.
         decoupled_weight_decay: decay the parameter before the step instead of adding to the gradient.
-        max_norm: clip all gradients together to this norm, inside the step.
+        max_norm: clip all gradients together to this norm, inside the step; None for no clipping.
         master_weights: None or "fp32": keep an fp32 copy of each 16-bit parameter in the state ("master_param").
         stochastic_rounding: round 16-bit parameters at random, by `seed`, step, parameter and element alone.
+        seed: of the stochastic rounding.
 
     Dtypes: fp64, fp32, bf16, fp16 and complex parameters; the buffer of a 16-bit parameter is fp32. Any strides.
-    Raises ValueError for invalid numbers, RuntimeError for sparse gradients.
+
+    Raises:
+        ValueError: for invalid numbers.
+        RuntimeError: for sparse gradients.
+
     Source: https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html; lesson: fast.ai course 2022, part 2.
     """
 

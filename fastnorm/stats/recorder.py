@@ -22,7 +22,14 @@ Filter = Callable[[nn.Module], bool] | type[nn.Module] | tuple[type[nn.Module], 
 
 @dataclasses.dataclass
 class LayerStats:
-    """What one module gave, batch by batch, on the device where it was computed. Reading a property waits for it."""
+    """What one module gave, batch by batch, on the device where it was computed. Reading a property waits for it.
+
+    Attributes:
+        name: the module's name in the model.
+        kind: its class.
+        sizes: the number of values of each batch.
+        records: mean, std and histogram of each batch, on the device.
+    """
 
     name: str
     kind: str
@@ -35,22 +42,22 @@ class LayerStats:
 
     @property
     def means(self) -> Tensor:
-        """[batches]"""
+        """`[batches]`"""
         return self._stacked(0)
 
     @property
     def stds(self) -> Tensor:
-        """[batches]"""
+        """`[batches]`"""
         return self._stacked(1)
 
     @property
     def hists(self) -> Tensor:
-        """[batches, bins], int64"""
+        """`[batches, bins]`, int64"""
         return self._stacked(2)
 
     @property
     def smallest(self) -> Tensor:
-        """[batches]: the share of all values that lies in the smallest bin."""
+        """`[batches]`: the share of all values that lies in the smallest bin."""
         return self.hists[:, 0] / torch.tensor(self.sizes) if self.records else torch.zeros(0)
 
     @property
@@ -61,6 +68,8 @@ class LayerStats:
 class ActivationStats:
     """Records what modules give, in one fused pass each, while the model trains. Nothing is waited for until asked.
 
+    Example:
+
         with fastnorm.ActivationStats(model, fastnorm.GeneralRelu) as stats:
             train(model)
         stats.color_dim().savefig("color_dim.png")
@@ -70,10 +79,14 @@ class ActivationStats:
         filter: which of its modules: a type or a tuple of types, a function of a module, or the modules themselves;
             None: all without children. A module that gives no floating-point tensor is passed over; of a tuple the
             first tensor counts. A module that runs twice in a forward is recorded twice.
-        bins, range: of the histogram of |activation|, as in `functional.activation_stats`.
+        bins: of the histogram of |activation|, as in `functional.activation_stats`.
+        range: of the histogram, likewise.
         training_only: leave out what runs in eval mode.
 
-    Raises: ValueError where no module is left, or for wrong bins or range; the figures ImportError without matplotlib.
+    Raises:
+        ValueError: where no module is left, or for wrong bins or range.
+        ImportError: from the figures, without matplotlib.
+
     Source: fast.ai's ActivationStats.
     """
 

@@ -15,16 +15,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import cases, graph_replay, libraries, timing
+from benchmarks import cases, graph_replay, libraries
 from benchmarks.cases import OPS, TINY, Case, all_cases, select
 from benchmarks.compare import main as compare_main
 from benchmarks.floors import kernels, make_floors
 from benchmarks.measure import measure
 from benchmarks.oracle import Oracle
-from benchmarks.peers import PEERS, Peer, composed, composed_module, peers_of, prepare
+from benchmarks.peers import PEERS, Peer, composed, composed_module, peers_of
+from benchmarks.prepare import prepare
 from benchmarks.ratios import all_ratios
 from benchmarks.report import main as report_main
 from benchmarks.targets import CPU_TARGETS, CUDA_TARGETS, Target, judge
+from fastnorm import timing
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (2, 3, 5, 7)

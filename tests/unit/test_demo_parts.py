@@ -140,11 +140,11 @@ class Doubling(nn.Module):
 
 def test_saved_bytes_counts_each_storage_once_and_no_parameters() -> None:
     # An input without gradient would spare the parameter from being saved, and this test from testing that.
-    assert measure.saved_bytes(Doubling(), torch.ones(1000, requires_grad=True)) == 3 * 4000
+    assert measure.saved_by_training(Doubling(), torch.ones(1000, requires_grad=True)) == 3 * 4000
 
 
 def test_saved_bytes_counts_the_whole_storage_behind_a_view() -> None:
-    assert measure.saved_bytes(Doubling(), torch.ones(5000)[:1000]) == 20000 + 2 * 4000
+    assert measure.saved_by_training(Doubling(), torch.ones(5000)[:1000]) == 20000 + 2 * 4000
 
 
 def test_measuring_leaves_the_nets_as_they_were() -> None:
@@ -152,7 +152,7 @@ def test_measuring_leaves_the_nets_as_they_were() -> None:
     before = {key: value.clone() for key, value in nets["fastnorm"].state_dict().items()}
     x = torch.randn(4, 1, 16, 16)
     seconds = measure.norm_act_seconds(nets, x)
-    assert measure.saved_bytes(nets["fastnorm"], x) < measure.saved_bytes(nets["torch.nn"], x)
+    assert measure.saved_by_training(nets["fastnorm"], x) < measure.saved_by_training(nets["torch.nn"], x)
     assert list(seconds) == list(nets) and all(value > 0 for value in seconds.values())
     assert all(torch.equal(before[key], value) for key, value in nets["fastnorm"].state_dict().items())
     assert all(parameter.grad is None for net in nets.values() for parameter in net.parameters())

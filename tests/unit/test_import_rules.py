@@ -28,12 +28,16 @@ ALLOWED: dict[str, set[str]] = {
     "autograd": {"autograd", "ops", "eager"},
     "functional": {"functional", "autograd", "ops", "activation", "checks"},
     "nn": {"nn", "functional", "activation"},
+    "convert": {"convert", "nn", "functional", "activation"},
     "figures": set(),
+    "memory": set(),
+    "timing": set(),
     "inputs": set(),
     "lr_finder": {"figures"},
     "stats": {"stats", "functional", "figures", "checks"},
     "init": {"init", "functional", "activation"},
     "optim": {"optim", "autograd", "ops", "eager"},
+    "verify": {"verify", "convert", "ops", "memory", "timing"},
     "report": {"_version", "ops", "_build"},
 }
 ENTRY = {"", "__main__", "demo", "testing"}

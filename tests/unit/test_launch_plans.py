@@ -17,6 +17,7 @@ from fastnorm.ops import triton as triton_ops
 pytest.importorskip("triton")
 
 launch = triton_ops._import_kernels().launch
+batch_norm_plans = triton_ops._import_kernels().batch_norm_plans
 
 SHAPES = [
     (32, 64, 56, 56),
@@ -60,7 +61,7 @@ def views(shape: tuple[int, ...]) -> list[Any]:
 
 def plans(shapes: list[tuple[int, ...]], sms: tuple[int, ...], passes: list[Any]) -> list[tuple[Any, Any, int, Any]]:
     return [
-        (view, launch.batch_norm_plan(view, itemsize, n_sms, which), n_sms, which)
+        (view, batch_norm_plans.batch_norm_plan(view, itemsize, n_sms, which), n_sms, which)
         for shape in shapes
         for view in views(shape)
         for itemsize in (2, 4, 8)

@@ -58,33 +58,42 @@ class Timing:
 
 
 class Clock(Protocol):
-    """Times a batch of calls, after one call that brings the candidate's data back into the caches."""
+    """Times a batch of calls, if it is `warm` after one call that brings the candidate's data back into the caches.
+
+    Whole models need no such call: their data do not fit into the caches.
+    """
 
     def batch(self, run: Run, calls: int) -> tuple[float, bool]:
         """(seconds for all calls, whether the batch was undisturbed)."""
 
 
+@dataclasses.dataclass
 class ThreadClock:
     """CPU time of the calling thread. Autograd runs a CPU backward in the thread that asked for it."""
 
+    warm: bool = True
+
     def batch(self, run: Run, calls: int) -> tuple[float, bool]:
-        run()
+        if self.warm:
+            run()
         start = time.thread_time()
         for _ in range(calls):
             run()
         return time.thread_time() - start, True
 
 
+@dataclasses.dataclass
 class WallClock:
     """Wall time, accepted when our threads waited for a core during less than 1 % of it."""
 
-    def __init__(self) -> None:
-        self.last = 0.004
+    warm: bool = True
+    last: float = 0.004
 
     def batch(self, run: Run, calls: int) -> tuple[float, bool]:
         # A process that has just slept is scheduled first: rest about as long as the last batch took.
         time.sleep(min(0.05, max(0.002, self.last)))
-        run()
+        if self.warm:
+            run()
         waited = run_queue_seconds()
         start = time.perf_counter()
         for _ in range(calls):
@@ -94,11 +103,15 @@ class WallClock:
         return seconds, run_queue_seconds() - waited < 0.01 * seconds
 
 
+@dataclasses.dataclass
 class CudaClock:
     """Time between two events on the current stream."""
 
+    warm: bool = True
+
     def batch(self, run: Run, calls: int) -> tuple[float, bool]:
-        run()
+        if self.warm:
+            run()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
@@ -126,10 +139,10 @@ class HostClock:
         return seconds, True
 
 
-def make_clock(device: str, threads: int) -> Clock:
+def make_clock(device: str, threads: int, *, warm: bool = True) -> Clock:
     if device == "cuda":
-        return CudaClock()
-    return ThreadClock() if threads == 1 else WallClock()
+        return CudaClock(warm)
+    return ThreadClock(warm) if threads == 1 else WallClock(warm)
 
 
 def run_queue_seconds() -> float:
@@ -154,6 +167,15 @@ def quantile(ordered: Sequence[float], q: float) -> float:
     low = int(at)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+
+def round_ratios(one: Timing, other: Timing) -> list[float]:
+    """Round by round, how many times other's time one took, sorted: what slows a round as a whole does not count.
+
+    Where batches were rejected, neighbours stand in for rounds; a noisy timing has no other than disturbed ones.
+    """
+    times, others = (t.rejected + t.accepted if t.noisy else t.accepted for t in (one, other))
+    return sorted(a / b for a, b in zip(times, others, strict=False))
 
 
 def rotate(runs: Sequence[Run]) -> Run:

@@ -1,0 +1,137 @@
+"""Watches the Python code that runs during a trace for answers that a later call could get differently."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import dis
+import functools
+import random
+import sys
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import fx
+
+from fastnorm.convert.pairs import Unprovable
+
+_TRUSTED = {"torch", "fastnorm", *sys.stdlib_module_names}
+_UNSTEADY = {"random", "time", "os", "datetime", "secrets", "numpy"}
+_QUERIES = {
+    "is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled",
+    "is_autocast_cache_enabled", "get_autocast_dtype", "get_autocast_gpu_dtype", "get_default_dtype",
+    "get_default_device", "get_num_threads", "get_rng_state", "is_compiling", "is_exporting", "is_dynamo_compiling",
+    "is_tracing", "is_initialized", "is_available", "get_world_size", "get_rank", "is_tensor", "is_deterministic",
+    "are_deterministic_algorithms_enabled", "getenv", "globals", "vars", "callable", "issubclass",
+}  # fmt: skip
+
+
+@functools.cache
+def is_users(name: str | None) -> bool:
+    """Whether a module is of the model's author: not of torch, of Python or of this package."""
+    first = (name or "").split(".")[0]
+    return first == "__main__" or first not in _TRUSTED
+
+
+@functools.cache
+def _is_unsteady(name: str | None) -> bool:
+    return (name or "").split(".")[0] in _UNSTEADY
+
+
+@contextlib.contextmanager
+def watched(cls: type, kinds: dict[str, type]) -> Iterator[None]:
+    """Runs a trace of a class's forward; Unprovable for code that asks for types, global state or randomness.
+
+    kinds: what each argument is taken to be when the code asks `isinstance`.
+    """
+    functions = [value for base in cls.__mro__ for value in vars(base).values() if isinstance(value, FunctionType)]
+    tables = {id(f.__globals__): f.__globals__ for f in functions if is_users(f.__module__)}
+    stand_ins = {"isinstance": functools.partial(_is_instance, kinds), "hasattr": _has_attr, "getattr": _get_attr}
+    patched = [(table, name) for table in tables.values() for name in stand_ins if name not in table]
+    codes: dict[CodeType, dict[str, Any]] = {}
+    problems: list[str] = []
+    before = sys.getprofile()
+    states = (torch.get_rng_state(), random.getstate())
+    for table, name in patched:
+        table[name] = stand_ins[name]
+    sys.setprofile(_profiler(codes, problems))
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+        for table, name in patched:
+            del table[name]
+        drawn = not torch.equal(states[0], torch.get_rng_state()) or states[1] != random.getstate()
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+    if drawn:
+        raise Unprovable("its forward draws random numbers outside its modules")
+    if problems:
+        raise Unprovable(problems[0])
+    for code, table in codes.items():
+        _check_globals(code, table)
+    for function in functions:
+        if function.__code__ in codes:
+            _check_closure(function)
+
+
+def _profiler(codes: dict[CodeType, dict[str, Any]], problems: list[str]) -> Callable[[FrameType, str, Any], None]:
+    def profile(frame: FrameType, event: str, arg: Any) -> None:
+        name = frame.f_globals.get("__name__")
+        if event == "c_call":
+            if is_users(name):
+                called = getattr(arg, "__name__", "")
+                module = str(getattr(arg, "__module__", None) or "").lstrip("_").split(".")[0]
+                if called in _QUERIES or arg in (isinstance, hasattr, getattr) or module in _UNSTEADY:
+                    problems.append(f"its forward asks {called}()")
+        elif event == "call":
+            if frame.f_code.co_name not in _QUERIES and not is_users(name) and not _is_unsteady(name):
+                return
+            caller = frame.f_back.f_globals.get("__name__") if frame.f_back else None
+            if is_users(caller) and (frame.f_code.co_name in _QUERIES or _is_unsteady(name)):
+                problems.append(f"its forward asks {frame.f_code.co_name}()")
+            if is_users(name):
+                codes[frame.f_code] = frame.f_globals
+
+    return profile
+
+
+def _check_globals(code: CodeType, table: dict[str, Any]) -> None:
+    """Raises Unprovable for a global that is no module, function or class: it may be another one at the next call."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname != "LOAD_GLOBAL":
+            continue
+        name = str(instruction.argval)
+        if name == "type" and name not in table:
+            raise Unprovable("its forward asks for the type of something")
+        value = table.get(name, getattr(builtins, name, None))
+        if not isinstance(value, ModuleType) and not callable(value):
+            raise Unprovable(f"its forward reads the global {name}, which may change")
+
+
+def _check_closure(function: FunctionType) -> None:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if not isinstance(cell.cell_contents, ModuleType) and not callable(cell.cell_contents):
+            raise Unprovable(f"its forward reads {name} of the function around it, which may change")
+
+
+def _is_instance(kinds: dict[str, type], value: Any, classes: Any) -> bool:
+    if not isinstance(value, fx.Proxy):
+        return isinstance(value, classes)
+    if value.node.op != "placeholder":
+        raise Unprovable("its forward asks for the type of a result")
+    return issubclass(kinds[str(value.node.target)], classes)
+
+
+def _has_attr(value: Any, name: str) -> bool:
+    if isinstance(value, fx.Proxy):
+        raise Unprovable(f"its forward asks whether a value has the attribute {name}")
+    return hasattr(value, name)
+
+
+def _get_attr(value: Any, name: str, *default: Any) -> Any:
+    if isinstance(value, fx.Proxy) and default:
+        raise Unprovable(f"its forward asks whether a value has the attribute {name}")
+    return getattr(value, name, *default)
