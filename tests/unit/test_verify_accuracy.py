@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import fastnorm
-from fastnorm.verify import Verification
-from tests.unit.verify_models import Drawing, Nested, OnlySingle, convnet, images
+from fastnorm.verify import Verification, accuracy
+from tests.unit.verify_models import Drawing, Nested, OnlySingle, ThroughSingle, convnet, images
 
 MODES = ("training", "training, float64", "eval", "eval, float64")
 
@@ -289,3 +289,22 @@ def test_gradients_that_nearly_vanish_are_no_failures(rows: int) -> None:
     found = verified(model, x - x.mean(0))
     assert found.ok, str(found)
     assert any(one.vanishes for one in found.comparisons if one.name == "2.bias")
+
+
+def test_a_float64_copy_that_computes_in_fp32_is_no_sharper_than_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A converted norm that stays in float64 there is better than the original, not worse."""
+    right = fastnorm.LayerNorm.forward
+    monkeypatch.setattr(fastnorm.LayerNorm, "forward", lambda self, x: right(self, x) * (1 + 3e-8))
+    x = torch.randn(4, 12)
+    assert verified(ThroughSingle(), x).ok
+    failures = verified(nn.Sequential(nn.LayerNorm(12)), x).failures
+    assert failures and all("float64" in failure for failure in failures)
+
+
+def test_more_samples_are_taken_before_anything_is_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a single one the zero gradient of the bias in front of a norm has no floor."""
+    monkeypatch.setattr(accuracy, "SAMPLES", 0)
+    assert verified(convnet(), images(), fuse=False).ok
+    monkeypatch.setattr(accuracy, "ENOUGH_SAMPLES", 0)
+    failures = verified(convnet(), images(), fuse=False).failures
+    assert any("gradients, 4.bias" in failure for failure in failures)
