@@ -15,7 +15,7 @@ from fastnorm.ops.backend import chosen
 from fastnorm.ops.optim import TensorMoved, grads_of
 from fastnorm.optim.device import DeviceStep
 from fastnorm.optim.entry import Entry
-from fastnorm.optim.plan import StepPlan, real
+from fastnorm.optim.plan import StepPlan, read_real, real
 from fastnorm.optim.rule import HALF, Rule, number
 
 
@@ -109,17 +109,16 @@ class FusedOptimizer(torch.optim.Optimizer):
         if plan is None or not plan.fits(groups, lists, self.state, active, chosen()):
             if found_inf is not None and number(found_inf) != 0:  # before a state is made
                 return
-            plan, grads = self._new_plan()
+            plan = self._new_plan()
         try:
             self._apply(plan, grads, grad_scale, found_inf)
         except TensorMoved:
-            plan, grads = self._new_plan()
-            self._apply(plan, grads, grad_scale, found_inf)
+            self._apply(self._new_plan(), grads, grad_scale, found_inf)
 
-    def _new_plan(self) -> tuple[StepPlan, list[Tensor]]:
+    def _new_plan(self) -> StepPlan:
         plan = StepPlan(self.rule, self.param_groups, self.state, chosen(), self.defaults["differentiable"])
         self._plan = plan if plan.lasting else None
-        return plan, plan.grads()
+        return plan
 
     def _apply(self, plan: StepPlan, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         if plan.devices and "capturable" in self.defaults:
@@ -134,7 +133,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         unscale = 1.0 if grad_scale is None else 1 / number(grad_scale)
         check = found_inf is None and grad_scale is not None
         try:
-            multiplier = self._multiplier(plan, grads, unscale, check)
+            own, on_devices = plan.divided(grads)  # before anything is written: it may find that a tensor has moved
+            multiplier = self._multiplier(plan, own, on_devices, unscale, check)
             if multiplier is None:
                 self._undo(plan)
                 return
@@ -142,16 +142,17 @@ class FusedOptimizer(torch.optim.Optimizer):
                 hyper: list[float] = []
                 if not plan.native.take_hyper(self.param_groups, self.rule.hyper_keys, self.rule.words):
                     hyper = [number(value) for group in self.param_groups for value in self.rule.hyper(group)]
-                plan.native.step(grads, hyper, multiplier, self.param_groups[0]["seed"])
-            for device in plan.devices:
+                plan.native.step(own, hyper, multiplier, self.param_groups[0]["seed"])
+            for device, found in zip(plan.devices, on_devices, strict=True):
                 factor = None
                 if multiplier != 1:
                     factor = torch.full((), multiplier, dtype=torch.float64, device=device.device)
-                device.step(device.grads(), factor, None)
+                device.step(found, factor, None)
             if plan.written:
                 torch.autograd.graph.increment_version(plan.written)
             for entry in plan.others:
                 self._reference_step(entry, multiplier)
+                entry.first = False
         except Exception:
             self._undo(plan)
             raise
@@ -195,17 +196,19 @@ class FusedOptimizer(torch.optim.Optimizer):
         if plan.new:
             self._plan = None
 
-    def _multiplier(self, plan: StepPlan, grads: list[Tensor], unscale: float, check: bool) -> float | None:
+    def _multiplier(
+        self, plan: StepPlan, own: list[Tensor], on_devices: list[list[Tensor]], unscale: float, check: bool
+    ) -> float | None:
         """What gradients are multiplied with: unscaled, and clipped to max_norm. None: not finite, skip the step."""
         max_norm = self.param_groups[0]["max_norm"]
         if max_norm is None and not check:
             return unscale
-        squares = plan.native.grad_norm(grads) ** 2 if plan.native is not None else 0.0
-        for device in plan.devices:
-            squares += device.squares(device.grads()).item()
+        squares = plan.native.grad_norm(own) ** 2 if plan.native is not None else 0.0
+        for device, found in zip(plan.devices, on_devices, strict=True):
+            squares += device.squares(found).item()
         for entry in plan.others:
             assert entry.param.grad is not None
-            squares += float(torch.linalg.vector_norm(real(entry.param.grad.detach()).double())) ** 2
+            squares += float(torch.linalg.vector_norm(read_real(entry.param.grad.detach()).double())) ** 2
         norm = math.sqrt(squares) * abs(unscale)
         if check and not math.isfinite(norm):
             return None
@@ -232,7 +235,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             inputs[0] = inputs[0].float()
         if multiplier != 1:
             grad = grad * multiplier
-        new = self.rule.reference(group, inputs[0], real(grad), inputs[1:], step, entry.first)
+        new = self.rule.reference(group, inputs[0], read_real(grad), inputs[1:], step, entry.first)
         if entry.stochastic:
             key = random_key(group["seed"], int(step), entry.parameter)
             new = (rounded_at_random(new[0], param, key), *new[1:])

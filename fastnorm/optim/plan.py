@@ -39,8 +39,17 @@ def launcher_of(backend: str) -> OptimLauncher:
 
 
 def real(t: Tensor) -> Tensor:
-    """A complex tensor as its pairs of real numbers."""
+    """A complex tensor as its pairs of real numbers, to be written."""
     return torch.view_as_real(t) if t.is_complex() else t
+
+
+def read_real(t: Tensor) -> Tensor:
+    """The same only to be read: of a conjugate that has not been worked out, a copy."""
+    return real(t.resolve_conj())
+
+
+def where(t: Tensor) -> tuple[Any, ...]:
+    return t.data_ptr(), t.shape, t.stride()
 
 
 def native_plan(rule: Rule, entries: Sequence[Entry]) -> ops.Plan:
@@ -98,7 +107,8 @@ class StepPlan:
         entries = make_entries(rule, groups, states)
         served = ["eager" if graph else backend_of(e) for e in entries]
         on_device = [(b, e) for e, b in zip(entries, served, strict=True) if launches(b, e.param)]
-        mine = [e for e, b in zip(entries, served, strict=True) if b == "native" and not launches(b, e.param)]
+        self.mine = [i for i, e in enumerate(entries) if served[i] == "native" and not launches("native", e.param)]
+        mine = [entries[i] for i in self.mine]
         self.others = [e for e, backend in zip(entries, served, strict=True) if backend == "eager"]
         self.new = [e for e in entries if e.first]
         places = dict.fromkeys((backend, e.param.device) for backend, e in on_device)
@@ -108,10 +118,8 @@ class StepPlan:
             )
             for backend, device in places
         ]
-        self.params = [e.param for e in mine]
         self.native = native_plan(rule, mine) if mine else None
-        self.complex = any(p.is_complex() for p in self.params)
-        self.lasting = not self.others and not self.complex
+        self.lasting = not graph
         # All on one device: the step need not wait for it.
         self.sole = self.devices[0] if len(places) == 1 and not mine and not self.others else None
         self.all_params = [e.param for e in entries]
@@ -122,6 +130,10 @@ class StepPlan:
         self.values = [value for state in self.dicts for value in state.values()]
         updated = [*mine, *(e for _, e in on_device)]
         states_of = [t for e in updated for t in (*e.states, *([e.master] if e.master is not None else []))]
+        # The native plan holds complex tensors as views, which stay where they are when the tensors move.
+        tensors = [t for e in mine for t in (e.param, *e.states) if t.is_complex()]
+        self.viewed = [(t, where(t)) for t in tensors]
+        self.all_plain = len(mine) == len(entries) and not tensors
         self.written = [t for t in (*(e.param for e in updated), *states_of) if not t.is_inference()]
 
     def fits(
@@ -135,9 +147,13 @@ class StepPlan:
             and ops.same_values([states], self.snapshot)
             and ops.same_values(self.dicts, self.values)
             and self.form.is_of(groups, lists)
+            and all(where(t) == place for t, place in self.viewed)
         )
 
-    def grads(self) -> list[Tensor]:
-        """Of the parameters that the compiled kernels update."""
-        found = ops.grads_of(self.params)
-        return [real(g) for g in found] if self.complex else found
+    def divided(self, grads: list[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """All gradients as the native step takes its own, and as each device does. Raises TensorMoved."""
+        if self.all_plain:
+            return grads, []
+        if any(e.param.grad is None or e.param.grad.layout != torch.strided for e in self.others):
+            raise ops.TensorMoved
+        return [read_real(grads[i]) for i in self.mine], [device.grads() for device in self.devices]

@@ -38,16 +38,16 @@ __all__ = [
 ]
 
 
-def _torchvision(name: str, small: Scale, bench: Scale) -> ZooModel:
+def _torchvision(name: str, small: Scale, bench: Scale, *, smooth: bool = False) -> ZooModel:
     def make(scale: Scale) -> nn.Module:
         model = import_torchvision().models.get_model(name, num_classes=CLASSES)
         assert isinstance(model, nn.Module)
         return model
 
-    return ZooModel(f"torchvision.{name}", "torchvision", make, images, small, bench)
+    return ZooModel(f"torchvision.{name}", "torchvision", make, images, small, bench, smooth=smooth)
 
 
-def _timm(name: str, small: Scale, bench: Scale, *, sized: bool = False) -> ZooModel:
+def _timm(name: str, small: Scale, bench: Scale, *, smooth: bool = False, sized: bool = False) -> ZooModel:
     """`sized`: the model is made for one size of images."""
 
     def make(scale: Scale) -> nn.Module:
@@ -56,7 +56,7 @@ def _timm(name: str, small: Scale, bench: Scale, *, sized: bool = False) -> ZooM
         assert isinstance(model, nn.Module)
         return model
 
-    return ZooModel(f"timm.{name}", "timm", make, images, small, bench)
+    return ZooModel(f"timm.{name}", "timm", make, images, small, bench, smooth=smooth)
 
 
 _SMALL_NET, _LARGE_NET = Scale(batch=4, length=64), Scale(batch=2, length=64)
@@ -69,13 +69,13 @@ _MODELS = (
     _torchvision("resnet50", _LARGE_NET, Scale(batch=8, length=64)),
     _torchvision("densenet121", _LARGE_NET, Scale(batch=8, length=64)),
     _torchvision("mobilenet_v2", _SMALL_NET, Scale(batch=16, length=96)),
-    _torchvision("convnext_tiny", _LARGE_NET, Scale(batch=8, length=64)),
+    _torchvision("convnext_tiny", _LARGE_NET, Scale(batch=8, length=64), smooth=True),
     _timm("resnet26", _LARGE_NET, Scale(batch=8, length=96)),
-    _timm("efficientnet_b0", _LARGE_NET, Scale(batch=16, length=96)),
+    _timm("efficientnet_b0", _LARGE_NET, Scale(batch=16, length=96), smooth=True),
     _timm("mobilenetv3_small_100", _SMALL_NET, Scale(batch=32, length=96)),
     _timm("regnetx_002", _SMALL_NET, Scale(batch=16, length=96)),
-    _timm("convnext_atto", _LARGE_NET, Scale(batch=16, length=96)),
-    _timm("vit_tiny_patch16_224", _LARGE_NET, Scale(batch=4, length=224), sized=True),
+    _timm("convnext_atto", _LARGE_NET, Scale(batch=16, length=96), smooth=True),
+    _timm("vit_tiny_patch16_224", _LARGE_NET, Scale(batch=4, length=224), smooth=True, sized=True),
     ZooModel("transformers.bert", "transformers", transformers.bert, words, _CONFIGURED, _REALISTIC, images=False),
     ZooModel("transformers.gpt2", "transformers", transformers.gpt2, words, _CONFIGURED, _REALISTIC, images=False),
     ZooModel("transformers.llama", "transformers", transformers.llama, words, _CONFIGURED, _REALISTIC, images=False),

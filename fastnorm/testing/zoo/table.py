@@ -40,6 +40,7 @@ class ZooModel:
     small: Scale
     bench: Scale
     images: bool = True  # the batch is [N, 3, H, W]: channels_last means something
+    smooth: bool = True  # no activation has a corner
 
     def scale(self, size: Size) -> Scale:
         return self.small if size == "small" else self.bench
@@ -51,13 +52,26 @@ class ZooModel:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.make(self.scale(size)).train()
+            model = self.make(self.scale(size)).train()
+            wake_norms(model)
+        return model
 
     def batch(self, size: Size = "small", *, seed: int = 0) -> Batch:
         """What `call` gives to the model: a tensor, or a dict of keyword arguments."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.draw(self.scale(size))
+
+
+def wake_norms(model: nn.Module) -> None:
+    """Draws the parameters of norms: as they start, at 1 and 0 or all at 0, what is wrong with them does not show."""
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower():
+            for name, p in module.named_parameters(recurse=False):
+                if name == "weight":
+                    nn.init.uniform_(p, 0.5, 1.5)
+                elif name == "bias":
+                    nn.init.uniform_(p, -0.5, 0.5)
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
