@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from fastnorm.convert.foreign import own_activation, twin_of
 from fastnorm.convert.fuse import fuse_module
 from fastnorm.convert.fused import class_before
+from fastnorm.convert.pairs import Unprovable
 from fastnorm.convert.patching import patched
 from fastnorm.convert.report import ConversionReport, Fused, Left, Replaced
-from fastnorm.convert.twins import ORIGINALS, TWINS, class_name, is_norm, is_ours, why_left
+from fastnorm.convert.twins import TWINS, class_name, is_norm, is_ours, original_of, why_left
 
 __all__ = ["ConversionReport", "Fused", "Left", "Replaced", "convert", "patched", "revert"]
 
@@ -37,16 +40,22 @@ def convert(model: nn.Module, *, fuse: bool = True) -> ConversionReport:
     _check(model)
     modules = list(model.named_modules())
     replaced: list[Replaced] = []
+    fused: list[Fused] = []
     left: list[Left] = []
     for name, module in modules:
         before = type(module)
-        twin = TWINS.get(before)
+        try:
+            twin = _twin(module)
+        except Unprovable as reason:
+            left.append(Left(name, class_name(before), str(reason)))
+            continue
         if twin is not None:
             module.__class__ = twin
             replaced.append(Replaced(name, class_name(before), class_name(twin)))
+            if own_activation(module).active:
+                fused.append(Fused(name, name, class_name(before), str(own_activation(module)), False))
         elif is_norm(module) and not is_ours(module):
             left.append(Left(name, class_name(before), why_left(module)))
-    fused: list[Fused] = []
     for name, module in modules if fuse else ():
         new, refused = fuse_module(module, name)
         fused += new
@@ -70,15 +79,28 @@ def revert(model: nn.Module) -> ConversionReport:
     """
     _check(model)
     replaced: list[Replaced] = []
+    left: list[Left] = []
     for name, module in model.named_modules():
         before = type(module)
         original = class_before(before)
         if "activation" not in module.__dict__:
-            original = ORIGINALS.get(original, original)
+            original = original_of(original)
         if original is not before:
             module.__class__ = original
             replaced.append(Replaced(name, class_name(before), class_name(original)))
-    return ConversionReport(replaced=tuple(replaced))
+        elif is_parametrized(module) and _is_ours_by_conversion(before.__mro__[1]):
+            left.append(Left(name, class_name(before), "parametrized since it was converted"))
+    return ConversionReport(replaced=tuple(replaced), left=tuple(left))
+
+
+def _is_ours_by_conversion(cls: type[nn.Module]) -> bool:
+    return class_before(cls) is not cls or original_of(cls) is not cls
+
+
+def _twin(module: nn.Module) -> type[nn.Module] | None:
+    if "forward" in module.__dict__ or is_ours(module):
+        return None
+    return TWINS.get(type(module)) or twin_of(module)
 
 
 def _check(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import importlib
 import linecache
 from collections.abc import Callable
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -76,14 +76,22 @@ def digest_of(cls: type) -> str:
         for name, value in sorted(vars(base).items()):
             if isinstance(value, FunctionType):
                 names = (value.__code__.co_names, value.__code__.co_varnames)
-                constants = [c for c in value.__code__.co_consts if not hasattr(c, "co_code")]
-                code.update(repr((name, value.__code__.co_code, names, constants)).encode())
+                code.update(repr((name, value.__code__.co_code, names, _steady(value.__code__.co_consts))).encode())
     return code.hexdigest()
+
+
+def _steady(constants: Any) -> list[str]:
+    """Constants as text that is the same in every process: without code objects, sets in order."""
+    return [
+        repr(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)
+        for constant in constants
+        if not isinstance(constant, CodeType)
+    ]
 
 
 def class_before(cls: type[nn.Module]) -> type[nn.Module]:
     """The class that a fused one was made from; any other class itself."""
-    recipe = getattr(cls, "fastnorm_recipe", None)
+    recipe = vars(cls).get("fastnorm_recipe")  # its own: a class that torch has made of a fused one is another one
     return cls if recipe is None else recipe.original
 
 

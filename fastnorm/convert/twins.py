@@ -27,7 +27,7 @@ TWINS: dict[type[nn.Module], type[nn.Module]] = {
     nn.GroupNorm: ours.GroupNorm,
     nn.RMSNorm: ours.RMSNorm,
 }
-ORIGINALS = {twin: original for original, twin in TWINS.items()}
+_ORIGINALS = {twin: original for original, twin in TWINS.items()}
 NORMS = (*TWINS.values(), ours.LayerNorm2d, ours.LessonBatchNorm, ours.LessonLayerNorm)
 
 
@@ -35,15 +35,23 @@ def class_name(cls: type) -> str:
     """The name under which users know a class: `torch.nn.BatchNorm2d`, `fastnorm.BatchNorm2d`, or the full one."""
     if class_before(cls) is not cls:
         return f"{class_name(class_before(cls))}, fused"
+    if "fastnorm_original" in vars(cls):
+        return f"fastnorm's {class_name(vars(cls)['fastnorm_original'])}"
     for package, name in ((nn, "torch.nn"), (ours, "fastnorm")):
         if getattr(package, cls.__name__, None) is cls:
             return f"{name}.{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def original_of(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class that a twin stands in for; any other class itself."""
+    foreign: type[nn.Module] = vars(cls).get("fastnorm_original", cls)
+    return _ORIGINALS.get(cls, foreign)
+
+
 def is_ours(module: nn.Module) -> bool:
     """Whether the module is one of fastnorm's norms, or of a class made from one."""
-    return isinstance(module, NORMS)
+    return isinstance(module, NORMS) or hasattr(type(module), "fastnorm_original")
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -60,6 +68,8 @@ def why_left(module: nn.Module) -> str:
     """Why a norm that is not ours has no twin, in plain words."""
     if isinstance(module, torch.jit.ScriptModule):
         return "a TorchScript module has no Python class to exchange"
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance"
     if is_parametrized(module):
         return "parametrized: torch has exchanged its class already"
     tensors = [*module._parameters.values(), *module._buffers.values()]

@@ -81,21 +81,35 @@ def _profiler(codes: dict[CodeType, dict[str, Any]], problems: list[str]) -> Cal
     def profile(frame: FrameType, event: str, arg: Any) -> None:
         name = frame.f_globals.get("__name__")
         if event == "c_call":
-            if is_users(name):
-                called = getattr(arg, "__name__", "")
-                module = str(getattr(arg, "__module__", None) or "").lstrip("_").split(".")[0]
-                if called in _QUERIES or arg in (isinstance, hasattr, getattr) or module in _UNSTEADY:
-                    problems.append(f"its forward asks {called}()")
+            if is_users(name) and _asks(arg) and not _importing(frame):
+                problems.append(f"its forward asks {arg.__name__}()")
         elif event == "call":
-            if frame.f_code.co_name not in _QUERIES and not is_users(name) and not _is_unsteady(name):
+            unsteady = frame.f_code.co_name in _QUERIES or _is_unsteady(name)
+            if not unsteady and not is_users(name):
                 return
             caller = frame.f_back.f_globals.get("__name__") if frame.f_back else None
-            if is_users(caller) and (frame.f_code.co_name in _QUERIES or _is_unsteady(name)):
+            if unsteady and is_users(caller) and not _importing(frame):
                 problems.append(f"its forward asks {frame.f_code.co_name}()")
-            if is_users(name):
+            if is_users(name) and not _importing(frame):
                 codes[frame.f_code] = frame.f_globals
 
     return profile
+
+
+def _asks(function: Any) -> bool:
+    """Whether a function of C's answer depends on more than its arguments, or on what a stand-in hides."""
+    module = str(getattr(function, "__module__", None) or "").lstrip("_")
+    return function.__name__ in _QUERIES or function in (isinstance, hasattr, getattr) or _is_unsteady(module)
+
+
+def _importing(frame: FrameType) -> bool:
+    """Whether the code runs because something that the forward calls imports it just now."""
+    above: FrameType | None = frame
+    while above is not None and above.f_code is not fx.Tracer.trace.__code__:
+        if above.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        above = above.f_back
+    return False
 
 
 def _check_globals(code: CodeType, table: dict[str, Any]) -> None:

@@ -290,3 +290,13 @@ def test_derivatives_of_a_block() -> None:
     x = torch.randn(2, 4, 2, 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(model, (x,))
     assert torch.autograd.gradgradcheck(model, (x,))
+
+
+def test_functional_calls_see_the_parameters_that_they_are_given() -> None:
+    original = spread(Downsampling()).eval()
+    model = copy.deepcopy(original)
+    fastnorm.convert(model)
+    others = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    x = torch.randn(SHAPE)
+    expected = torch.func.functional_call(original, others, (x,))
+    torch.testing.assert_close(torch.func.functional_call(model, others, (x,)), expected)

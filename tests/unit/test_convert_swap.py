@@ -60,6 +60,19 @@ def test_revert_gives_back_every_attribute(norm: nn.Module) -> None:
     assert {record.name for record in report.replaced} == {"", "0"}
 
 
+def test_what_was_parametrized_since_keeps_its_class() -> None:
+    model = nn.Sequential(nn.LayerNorm((4, 4)), nn.LayerNorm(4))
+    fastnorm.convert(model)
+    nn.utils.parametrizations.weight_norm(model[0])
+    report = fastnorm.revert(model)
+    assert [(record.name, record.reason) for record in report.left] == [("0", "parametrized since it was converted")]
+    assert isinstance(model[0], fastnorm.LayerNorm)
+    assert type(model[1]) is nn.LayerNorm
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    fastnorm.revert(model)
+    assert type(model[0]) is nn.LayerNorm
+
+
 def test_a_norm_built_as_ours_stays_ours() -> None:
     model = nn.Sequential(fastnorm.BatchNorm2d(4, act=nn.ReLU()), nn.BatchNorm2d(4))
     assert [record.name for record in fastnorm.convert(model).replaced] == ["1"]

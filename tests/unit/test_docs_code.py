@@ -15,7 +15,14 @@ import fastnorm
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^[ \t]*```(.*)$", re.MULTILINE)
 NOT_RUN = {"", "text"}  # what programs print; a block of any other kind than python would be code that no test runs
-MUST_HAVE_CODE = {"README.md", "docs/drop_in.md", "docs/optimizers.md", "docs/init_and_stats.md", "docs/verify.md"}
+MUST_HAVE_CODE = {
+    "README.md",
+    "docs/drop_in.md",
+    "docs/fusing.md",
+    "docs/optimizers.md",
+    "docs/init_and_stats.md",
+    "docs/verify.md",
+}
 
 
 def blocks(text: str) -> Iterator[tuple[int, str, str]]:

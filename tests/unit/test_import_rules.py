@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "autograd": {"autograd", "ops", "eager"},
     "functional": {"functional", "autograd", "ops", "activation", "checks"},
     "nn": {"nn", "functional", "activation"},
-    "convert": {"convert", "nn", "functional", "activation"},
+    "convert": {"convert", "nn", "functional", "activation", "checks"},
     "figures": set(),
     "memory": set(),
     "timing": set(),
