@@ -18,9 +18,10 @@ COMMON_FLAGS = (
     *("-Wall", "-Wextra", "-Icsrc"),
 )
 RELEASE_FLAGS = ("-O3", "-g0")
+# Compiling takes longer than running; lines of the source are enough for a report.
 SANITIZE_FLAGS = (
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
-    *("-g", "-O1", "-fno-omit-frame-pointer"),
+    *("-g1", "-O0", "-fno-omit-frame-pointer"),
 )
 # gcc's AVX-512 intrinsics are themselves "maybe uninitialized" (its bug 105593): thousands of lines of noise.
 GCC_QUIET = ("-Wno-maybe-uninitialized", "-Wno-uninitialized")

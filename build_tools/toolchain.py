@@ -81,7 +81,7 @@ def find_toolchain(env: Mapping[str, str] = os.environ) -> Toolchain:
     return Toolchain(
         cxx=cxx,
         compiler=_first_line([*cxx, "--version"]),
-        isas={"default": []} if _sanitize(env) else _isas(cxx),  # one copy: three take the sanitizers ten minutes
+        isas=_isas(cxx),
         torch_version=torch_version,
         torch_dir=torch_dir,
         python_include=python_include,

@@ -11,8 +11,8 @@ namespace fastnorm {
 namespace {
 
 constexpr int64_t kNearBytes = 640 << 10;  // of a 1 MB L2: what planes_fwd reads twice should stay there
-constexpr int64_t kRunBytes = 24 << 10;    // where a plane is a page or more, runs of this much feed the prefetcher: the
-constexpr int64_t kPageBytes = 4 << 10;    // next sweep then reads L3, and it is still 20 % faster (bf16)
+constexpr int64_t kRunBytes = 24 << 10;    // where a plane is a page or more, runs of this much feed the prefetcher:
+constexpr int64_t kPageBytes = 4 << 10;    // the next sweep then reads L3, and it is still 20 % faster (bf16)
 
 // Channels to take together so that they stay near between two sweeps, and every thread still gets some.
 int64_t channels_together(const BatchNormShape& shape, int64_t element, int64_t streams) {
@@ -122,7 +122,8 @@ double momentum_of(double momentum, const OptionalTensor& factor) {
 std::tuple<Tensor, Tensor, Tensor> batch_norm_fwd(
     Tensor x, OptionalTensor weight, OptionalTensor bias, OptionalTensor residual, OptionalTensor running_mean,
     OptionalTensor running_var, OptionalTensor factor, bool training, double momentum, double eps, bool unbiased,
-    bool /*detach_stats: of the backward only*/, bool act, OptionalNumber leak, OptionalNumber sub, OptionalNumber maxv, OptionalNumber max_leak) {
+    bool /*detach_stats: of the backward only*/, bool act, OptionalNumber leak, OptionalNumber sub, OptionalNumber maxv,
+    OptionalNumber max_leak) {
   const BatchNormGeometry g = batch_norm_geometry(x);
   const Dtype dtype = dtype_of(x, "x");
   const int64_t C = x.size(1);

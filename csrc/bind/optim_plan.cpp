@@ -10,44 +10,7 @@
 namespace fastnorm {
 namespace {
 
-using Sizes = std::vector<int64_t>;
 constexpr int64_t kUnitBytes = 64 << 10;  // the grain of the partition between threads
-
-Sizes strides_of(const Tensor& t) { return {t.strides().begin(), t.strides().end()}; }
-
-template <class Strides>
-bool same_strides(const OptimForm& form, const Strides& strides) {
-  for (size_t d = 0; d < form.dims(); ++d) {
-    if (form.sizes()[d] > 1 && form.strides()[d] != strides[d]) return false;
-  }
-  return true;
-}
-
-// The dims of more than one element, slowest first; false if elements share memory.
-bool order_of(const OptimForm& form, std::vector<size_t>& order, bool& dense) {
-  const int64_t *sizes = form.sizes(), *strides = form.strides();
-  for (size_t d = 0; d < form.dims(); ++d) {
-    if (sizes[d] != 1) order.push_back(d);
-  }
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return strides[a] > strides[b]; });
-  dense = true;
-  int64_t reach = 1;
-  for (size_t i = order.size(); i-- > 0;) {
-    const size_t d = order[i];
-    if (sizes[d] == 0) return true;
-    if (strides[d] < reach) return false;
-    dense = dense && strides[d] == reach;
-    reach = strides[d] * (sizes[d] - 1) + reach;
-  }
-  return true;
-}
-
-template <class Strides>
-OptimLayout layout_of(const OptimForm& form, const Strides& strides, const std::vector<size_t>& order) {
-  OptimLayout layout;
-  for (const size_t d : order) layout.sizes.push_back(form.sizes()[d]), layout.strides.push_back(strides[d]);
-  return layout;
-}
 
 uint64_t mixed(uint64_t z) {  // splitmix64's finish
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -67,33 +30,6 @@ double advance(void* step, bool wide) {
 }
 
 }  // namespace
-
-OptimForm::OptimForm(const Tensor& t) : dims_(static_cast<size_t>(t.dim())) {
-  int64_t* room = few_;
-  if (dims_ > kFew) more_.reset(room = new int64_t[2 * dims_]);
-  std::copy(t.sizes().begin(), t.sizes().end(), room);
-  std::copy(t.strides().begin(), t.strides().end(), room + dims_);
-}
-
-bool OptimForm::is_like(int64_t dims, const int64_t* sizes, const int64_t* strides) const {
-  if (dims != static_cast<int64_t>(dims_)) return false;
-  for (size_t d = 0; d < dims_; ++d) {
-    const int64_t size = this->sizes()[d];
-    if (sizes[d] != size || (size > 1 && strides[d] != this->strides()[d])) return false;
-  }
-  return true;
-}
-
-bool OptimForm::fits(const Tensor& t, bool strides) const {
-  if (static_cast<size_t>(t.dim()) != dims_) return false;
-  int64_t *other = nullptr, *step = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &other));
-  if (strides) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(t.get(), &step));
-  for (size_t d = 0; d < dims_; ++d) {
-    if (other[d] != sizes()[d] || (strides && step[d] != this->strides()[d])) return false;
-  }
-  return true;
-}
 
 OptimPlan::OptimPlan(OptimKind kind, const std::vector<Tensor>& tensors, const std::vector<int64_t>& rows)
     : kind_(kind) {
@@ -115,16 +51,15 @@ void OptimPlan::add_row(const std::vector<Tensor>& tensors, size_t& at, int64_t 
   entries_.emplace_back(param);
   OptimEntry& entry = entries_.back();
   entry.group = group, entry.parameter = parameter, entry.first = (parts & kFirst) != 0;
-  STD_TORCH_CHECK(order_of(entry.form, entry.order, entry.dense), "parameter ", parameter,
+  STD_TORCH_CHECK(entry.form.order(entry.order, entry.dense), "parameter ", parameter,
                   " has elements that share memory (strides of an expanded tensor); it cannot be updated in place");
   const auto stream = [&](const Tensor& t) {
     STD_TORCH_CHECK(entry.form.has_sizes_of(t), "a state of parameter ", parameter, " has another shape");
     places_.emplace_back(t), ++entry.places;
     OptimStream s;
     s.in = s.out = t.data_ptr(), s.dtype = dtype_of(t, "a parameter or state");
-    const Sizes strides = strides_of(t);
-    if (!entry.dense || !same_strides(entry.form, strides)) {
-      layouts_.push_back(layout_of(entry.form, strides, entry.order));
+    if (!entry.dense || !entry.form.lies_like(t)) {
+      layouts_.push_back(entry.form.layout_of(t, entry.order));
       s.layout = &layouts_.back();
     }
     return s;
@@ -218,9 +153,8 @@ bool OptimPlan::take(const std::vector<Tensor>& grads) {
     OptimStream& s = rows_[r].grad;
     s.in = grad.data_ptr(), s.dtype = dtype_of(grad, "a gradient"), s.layout = nullptr;
     if (!entry.dense || !entry.form.is_of(grad)) {
-      const Sizes strides = strides_of(grad);
-      if (entry.dense && same_strides(entry.form, strides)) continue;
-      entry.grad_layout = layout_of(entry.form, strides, entry.order);
+      if (entry.dense && entry.form.lies_like(grad)) continue;
+      entry.grad_layout = entry.form.layout_of(grad, entry.order);
       s.layout = &entry.grad_layout;
     }
   }

@@ -4,6 +4,7 @@
 #include <deque>
 #include <memory>
 
+#include "bind/optim_form.h"
 #include "bind/tensor.h"
 #include "op/optim.h"
 
@@ -19,26 +20,6 @@ enum OptimPart : int64_t {
   kStochastic = 8,
   kCentered = 16,
   kStateShift = 8,  // how many states, from this bit on
-};
-
-// Sizes and strides, without a heap of their own for ordinary tensors: a step looks at thousands of them.
-class OptimForm {
- public:
-  explicit OptimForm(const Tensor& t);
-  OptimForm(OptimForm&&) = default;
-  bool is_like(int64_t dims, const int64_t* sizes, const int64_t* strides) const;
-  bool is_of(const Tensor& t) const { return fits(t, true); }
-  bool has_sizes_of(const Tensor& t) const { return fits(t, false); }
-  size_t dims() const { return dims_; }
-  const int64_t* sizes() const { return more_ ? more_.get() : few_; }
-  const int64_t* strides() const { return sizes() + dims_; }
-
- private:
-  bool fits(const Tensor& t, bool strides) const;
-  static constexpr size_t kFew = 5;
-  size_t dims_;
-  int64_t few_[2 * kFew];
-  std::unique_ptr<int64_t[]> more_;
 };
 
 // A tensor that is written, and where it lay when the plan was made.

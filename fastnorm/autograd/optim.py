@@ -9,10 +9,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fastnorm.autograd.route import transforms_active, wants_grad
+from fastnorm.autograd.route import below_autograd, transforms_active, wants_grad
+from fastnorm.ops import native
 from fastnorm.ops.optim import step_out
 
 Value: TypeAlias = Tensor | float
+_libraries: list[torch.library.Library] = []  # a Library unregisters its kernels when it is collected
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class StepSpec:
 
     reference(tensors, values): the new parameter and states in differentiable PyTorch.
     hyper(numbers): the kernel's numbers from the hyper-parameters'.
+    step: counted from 1; a tensor where a compiler traces the call, which takes the reference then.
     fused_backward(tensors, upstream, hyper, step): the gradients of all inputs in one pass, for fp32 and fp64.
     """
 
@@ -28,13 +31,17 @@ class StepSpec:
     tensors: int
     reference: Callable[[Sequence[Tensor], Sequence[Value]], tuple[Tensor, ...]]
     hyper: Callable[[Sequence[float]], list[float]]
-    step: float = 0.0
+    step: float | Tensor = 0.0
     first: bool = False
     fused_backward: Callable[[Sequence[Tensor], list[Tensor], list[float], float], Sequence[Tensor]] | None = None
 
 
-def _numbers(values: Sequence[Value]) -> list[float]:
-    return [value.item() if isinstance(value, Tensor) else float(value) for value in values]
+def _number(value: Value) -> float:
+    return value.item() if isinstance(value, Tensor) else float(value)
+
+
+def _numbers(spec: StepSpec, inputs: Sequence[Value]) -> list[float]:
+    return spec.hyper([_number(value) for value in inputs[spec.tensors :]])
 
 
 class OptimStepFunction(torch.autograd.Function):
@@ -79,7 +86,8 @@ class OptimStepFunction(torch.autograd.Function):
 
 def _fused(spec: StepSpec, inputs: Sequence[Value]) -> tuple[Tensor, ...]:
     tensors = [t for t in inputs[: spec.tensors] if isinstance(t, Tensor)]
-    return tuple(step_out(spec.kind, tensors, spec.hyper(_numbers(inputs[spec.tensors :])), spec.step, spec.first))
+    numbers, step = _numbers(spec, inputs), _number(spec.step)
+    return tuple(below_autograd(step_out, spec.kind, tensors, numbers, step, spec.first))
 
 
 def _fused_backward(spec: StepSpec, inputs: Sequence[Any], dys: Sequence[Tensor | None]) -> Sequence[Tensor] | None:
@@ -89,13 +97,39 @@ def _fused_backward(spec: StepSpec, inputs: Sequence[Any], dys: Sequence[Tensor 
         return None
     assert spec.fused_backward is not None
     upstream = [tensors[0].new_empty(0) if dy is None else dy for dy in dys]  # nothing stands for zeros
-    return spec.fused_backward(tensors, upstream, spec.hyper(_numbers(inputs[spec.tensors :])), spec.step)
+    return spec.fused_backward(tensors, upstream, _numbers(spec, inputs), _number(spec.step))
+
+
+def _left_to_the_compiler(spec: StepSpec, inputs: Sequence[Value]) -> bool:
+    """Whether a compiler is at work, and the call has derivatives, which it takes itself, or numbers in tensors, for
+    which it could not wait.
+    """
+    if not torch.compiler.is_compiling():
+        return False
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    return isinstance(spec.step, Tensor) or len(tensors) > spec.tensors or wants_grad(*tensors)
 
 
 def optim_step(spec: StepSpec, inputs: Sequence[Value], backend: str) -> tuple[Tensor, ...]:
     """The new parameter and states; differentiable in every tensor among the inputs."""
-    if transforms_active() or backend != "native":
+    if transforms_active() or backend != "native" or _left_to_the_compiler(spec, inputs):
         return spec.reference([t for t in inputs[: spec.tensors] if isinstance(t, Tensor)], inputs[spec.tensors :])
     if wants_grad(*(value for value in inputs if isinstance(value, Tensor))):
         return OptimStepFunction.apply(spec, *inputs)
     return _fused(spec, inputs)
+
+
+def _without_derivative(kind: int, tensors: list[Tensor], *rest: Any) -> list[Tensor]:
+    """The op itself, as an exported graph holds it: there it was traced for tensors that wanted no gradient."""
+    if wants_grad(*tensors):
+        raise RuntimeError(
+            "fastnorm_optim::step_out has no derivative, and a tensor requires one: export or compile the step with "
+            "tensors that require gradients, or call it under torch.no_grad()"
+        )
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.fastnorm_optim.step_out.default(kind, tensors, *rest)
+
+
+if native.available() is not None:
+    _libraries.append(torch.library.Library("fastnorm_optim", "IMPL"))
+    _libraries[-1].impl("step_out", _without_derivative, "Autograd")

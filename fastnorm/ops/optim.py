@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnorm.eager.layout import memory_format_of
 from fastnorm.ops import native
 
 SGD, RMSPROP, ADAM = range(3)  # as OptimKind in csrc/bind/optim_plan.h
 MASTER, STEP, FIRST, STOCHASTIC, CENTERED = (1 << i for i in range(5))  # as OptimPart there
 STATE_SHIFT = 8
+ADAM_SUMS = 7  # as AdamSum in csrc/math/adam.h
 
 
 class TensorMoved(Exception):
@@ -90,6 +92,36 @@ def adam_bwd(
 ) -> tuple[list[Tensor], Tensor]:
     """The gradients of Adam's inputs, and the sums that those of its numbers are made of (docs/math.md, O6)."""
     return torch.ops.fastnorm_optim.adam_bwd.default(tensors, upstream, hyper, step)
+
+
+def _fake_step_out(kind: int, tensors: list[Tensor], hyper: list[float], step: float, first: bool) -> list[Tensor]:
+    """Parameter and states, in the parameter's memory format."""
+    layout = memory_format_of(tensors[0])
+    return [torch.empty_like(t, memory_format=layout, requires_grad=False) for t in (tensors[0], *tensors[2:])]
+
+
+def _fake_adam_bwd(
+    tensors: list[Tensor], upstream: list[Tensor], hyper: list[float], step: float
+) -> tuple[list[Tensor], Tensor]:
+    param = tensors[0]
+    layout = memory_format_of(param)
+    grads = [torch.empty_like(param, memory_format=layout, requires_grad=False) for _ in tensors]
+    return grads, param.new_empty(ADAM_SUMS, dtype=torch.float64)
+
+
+_libraries: list[torch.library.Library] = []  # a Library unregisters its kernels when it is collected
+
+
+def _register_fakes() -> None:
+    """What the ops that compute give, for tracing and compiling; those of the plans are never traced."""
+    library = torch.library.Library("fastnorm_optim", "FRAGMENT")
+    torch.library.register_fake("fastnorm_optim::step_out", _fake_step_out, lib=library)
+    torch.library.register_fake("fastnorm_optim::adam_bwd", _fake_adam_bwd, lib=library)
+    _libraries.append(library)
+
+
+if native.available() is not None:
+    _register_fakes()
 
 
 def same_objects(a: list, b: list) -> bool:

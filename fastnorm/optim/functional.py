@@ -164,6 +164,16 @@ def rmsprop_step(
     return _run(spec, [param, grad, *states], [lr, alpha, eps, weight_decay, momentum], backend)
 
 
+def _count(step: int | float | Tensor) -> float | Tensor:
+    """step as a number, for which a compiler could not wait: it keeps the tensor, and is not told of one below 1."""
+    if isinstance(step, Tensor) and torch.compiler.is_compiling():
+        return step.double()  # as exact as the number
+    count = step.item() if isinstance(step, Tensor) else float(step)
+    if not count >= 1:
+        raise ValueError(f"step must be at least 1 (it is counted from 1), got {count:g}")
+    return count
+
+
 def _adam_backward(
     tensors: Sequence[Tensor], upstream: list[Tensor], hyper: list[float], step: float
 ) -> Sequence[Tensor]:
@@ -221,9 +231,7 @@ def adam_step(
 
     Source: docs/math.md, O1, O4 and O6.
     """
-    count = step.item() if isinstance(step, Tensor) else float(step)
-    if not count >= 1:
-        raise ValueError(f"step must be at least 1 (it is counted from 1), got {count:g}")
+    count = _count(step)
     states = [t for t in (exp_avg, exp_avg_sq, max_exp_avg_sq) if t is not None]
 
     def reference(tensors: Sequence[Tensor], values: Sequence[Value]) -> tuple[Tensor, ...]:

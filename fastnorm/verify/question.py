@@ -118,6 +118,7 @@ class Disturbance:
             rms = torch.nan_to_num(t, 0.0, 0.0, 0.0).abs().square().mean().sqrt()
             self._sign = -self._sign
             off = t * self._drawn(t) + self._sign * self.SHIFT * self.noise * rms
+            off = torch.where(t.isfinite(), off, 0.0)  # infinities stay: a mask's, before a softmax
         moved = t + off
         if moved.requires_grad:
             moved.register_hook(lambda g: g + g * self._drawn(g))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -75,8 +76,9 @@ class Reference:
             disturb = Disturbance(noise_of(self.dtype), self._samples)
             moved = self._question.answers(copy.deepcopy(self._model), training=self._training, disturb=disturb)
             for key, exact in self.exact.items():
-                if key in moved:
-                    self.floor[key] = max(self.floor[key], distance(moved[key], exact))
+                off = distance(moved[key], exact) if key in moved else 0.0
+                if math.isfinite(off):  # what a rounding drove to infinity measures nothing
+                    self.floor[key] = max(self.floor[key], off)
 
     def double_floor(self) -> dict[Key, float]:
         """The floor for a converted model that runs in float64 as well: rounding is as much smaller as its spacing."""

@@ -66,7 +66,15 @@ DEVICE = "cuda" if any(b.device == "cuda" for b in REQUIRED) else "cpu"
 FAST = [b for b in REQUIRED if not b.slow]
 # Those whose kernels are launched: on a GPU, by Triton's interpreter or in the emulation.
 LAUNCHED = [b for b in REQUIRED if b.namespace in ("triton", "emulated") or b.name == "cuda"]
+# In the process of the sanitizer build, see `make sanitize`.
+SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 on_launched = pytest.mark.skipif(not LAUNCHED, reason="no backend that launches kernels is to be tested")
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those of the native CPU kernels that this CPU has, the best last: it is the one that the extension takes."""
+    slowest_first = ("default", "avx2", "avx512")
+    return slowest_first[: slowest_first.index(native.isa() or "default") + 1]
 
 
 def each_backend(function: object = None, *, fast: bool = False) -> pytest.MarkDecorator:

@@ -16,11 +16,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fastnorm.testing import NormCase, ReluCase, RowCase, run
+from fastnorm.testing import NormCase, ReluCase, RowCase, StatsCase, run
 from fastnorm.testing.cases import DTYPES, LAYOUTS, Case, fits
 from fastnorm.testing.layouts import extent
 from fastnorm.testing.problems import Problem, build
 from fastnorm.testing.row_tables import FORMS, FUSED, KINDS
+from fastnorm.testing.stats import stats_problem, stats_results
 
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,7 +54,7 @@ def between_guards(t: Tensor, at_end: bool) -> Tensor:
     return flat.as_strided(t.shape, t.stride())
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[Case | StatsCase]:
     for dtype, count in itertools.product(DTYPES, (*range(1, 70), 127, 1023, 4097, 33_001)):
         yield ReluCase((count,), "contiguous", dtype, "max_leak")
     for shape, layout, dtype in itertools.product(SHAPES, LAYOUTS, DTYPES):
@@ -67,6 +68,7 @@ def cases() -> Iterator[Case]:
         yield NormCase((rows, channels, 1, 3), "channels_last", dtype, act="full", residual="same")
         yield NormCase((rows, 3, channels), dtype=dtype, act="full", residual="same")
     yield from row_cases()
+    yield from stats_cases()
 
 
 def row_cases() -> Iterator[RowCase]:
@@ -88,13 +90,24 @@ def row_cases() -> Iterator[RowCase]:
         yield RowCase((2, 6, count), "group", 3, dtype=dtype, act="full")
 
 
+def stats_cases() -> Iterator[StatsCase]:
+    for dtype, count in itertools.product(DTYPES, (*range(1, 70), 127, 1023, 16_383, 16_385)):
+        yield StatsCase((count,), dtype=dtype)
+    for shape, layout, dtype in itertools.product(SHAPES, LAYOUTS, DTYPES):
+        if fits(shape, layout):
+            yield StatsCase(shape, layout, dtype)
+
+
 def main(backend: str, first: int, last: int, step: int = 1) -> None:
     for case in itertools.islice(cases(), first, last, step):
-        print(case.name, flush=True)
-        problem = build(case)
+        print(f"{case.column} {case.name}", flush=True)
+        tensors = {"x": stats_problem(case)[0]} if isinstance(case, StatsCase) else build(case).tensors()
         for at_end in (False, True):
-            guarded = {name: between_guards(t, at_end) for name, t in problem.tensors().items()}
-            run(case, Problem(**guarded), backend)
+            guarded = {name: between_guards(t, at_end) for name, t in tensors.items()}
+            if isinstance(case, StatsCase):
+                stats_results(case, guarded["x"], backend)
+            else:
+                run(case, Problem(**guarded), backend)
 
 
 def crash() -> None:

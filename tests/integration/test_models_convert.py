@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,19 +12,58 @@ from torch import nn
 from zoo_models import HEAVY, assert_same_bits, each_model, norms_of, trained
 
 import fastnorm
-from fastnorm.testing.zoo import ZooModel, call, loss_of
+from fastnorm.testing.zoo import ZOO, ZooModel, call, loss_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.models]
 
 
+class Counts(NamedTuple):
+    """norms: by class. fused: activations taken into a norm, and how many of them with a sum before."""
+
+    norms: dict[str, int]
+    fused: int = 0
+    residual: int = 0
+
+
+BATCH, LAYER = "torch.nn.BatchNorm2d", "torch.nn.LayerNorm"
+COUNTS = {
+    "torchvision.resnet18": Counts({BATCH: 20}, 17, 8),  # 3 norms of shortcuts have no activation
+    "torchvision.resnet50": Counts({BATCH: 53}, 49, 16),
+    "torchvision.densenet121": Counts({BATCH: 121}, 120),  # the last norm's activation is in another module
+    "torchvision.mobilenet_v2": Counts({BATCH: 52}, 35),
+    "torchvision.convnext_tiny": Counts({LAYER: 18, "torchvision.models.convnext.LayerNorm2d": 5}),
+    "timm.resnet26": Counts({BATCH: 29}, 25, 8),
+    "timm.efficientnet_b0": Counts({"timm.layers.norm_act.BatchNormAct2d": 49}),
+    "timm.mobilenetv3_small_100": Counts(
+        {"timm.layers.norm_act.BatchNormAct2d": 34}, 5
+    ),  # the others have hard swish, or nothing
+    "timm.regnetx_002": Counts({"timm.layers.norm_act.BatchNormAct2d": 44}, 27),
+    "timm.convnext_atto": Counts({"timm.layers.norm.LayerNorm2d": 17}),
+    "timm.vit_tiny_patch16_224": Counts({"timm.layers.norm.LayerNorm": 25}),
+    "transformers.bert": Counts({LAYER: 5}),
+    "transformers.gpt2": Counts({LAYER: 5}),
+    "transformers.llama": Counts({"transformers.models.llama.modeling_llama.LlamaRMSNorm": 5}),
+    "transformers.vit": Counts({LAYER: 5}),
+}
+
+
+def test_every_model_is_counted() -> None:
+    assert COUNTS.keys() == ZOO.keys()
+
+
 @each_model()
 def test_every_norm_is_in_the_report(entry: ZooModel) -> None:
-    model = entry.model()
+    model, counts = entry.model(), COUNTS[entry.name]
     before = norms_of(model)
+    assert len(before) == sum(counts.norms.values())
     report = fastnorm.convert(model)
     replaced = [record.name for record in report.replaced]
+    assert len(set(replaced)) == len(replaced)
     left = [record.name for record in report.left if record.name in before]
-    assert sorted(replaced + left) == sorted(before)
+    assert set(replaced) == set(before), f"left: {left}"
+    found = {kind: sum(r.from_class == kind for r in report.replaced) for kind in counts.norms}
+    assert found == counts.norms
+    assert (len(report.fused), sum(bool(r.residual) for r in report.fused)) == (counts.fused, counts.residual), report
     again = fastnorm.convert(model)
     assert (again.replaced, again.fused) == ((), ())
 

@@ -46,13 +46,17 @@ def test_channels_last(entry: ZooModel) -> None:
 
 @each_model(IMAGES)
 def test_channels_last_stays(entry: ZooModel) -> None:
-    """Every norm gives the strides that the original gives."""
+    """Every norm gives images in the formats in which the original gives them."""
 
-    def formats(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-        seen: list[tuple[str, tuple[int, ...]]] = []
+    def formats(model: nn.Module) -> list[tuple[str, bool, bool]]:
+        seen = []
+
+        def note(name: str, y: Tensor) -> None:
+            seen.append((name, y.is_contiguous(), y.is_contiguous(memory_format=torch.channels_last)))
+
         for name, module in model.named_modules():
             if is_norm(module):
-                module.register_forward_hook(lambda m, args, y, name=name: seen.append((name, y.stride())))
+                module.register_forward_hook(lambda m, args, y, name=name: note(name, y))
         call(channels_last(model), entry.batch())
         return seen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import fastnorm
-from fastnorm.verify import Verification
-from tests.unit.verify_models import Drawing, Nested, OnlySingle, convnet, images
+from fastnorm.verify import Verification, accuracy
+from fastnorm.verify.question import Disturbance
+from tests.unit.verify_models import Drawing, Nested, OnlySingle, ThroughSingle, convnet, images
 
 MODES = ("training", "training, float64", "eval", "eval, float64")
 
@@ -267,18 +269,23 @@ def test_no_norm_at_all() -> None:
     assert found.ok and not found.comparisons and "no norm was replaced" in str(found)
 
 
-def test_infinities_that_both_have_are_no_error() -> None:
-    class Masked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = nn.LayerNorm(4)
+class Mask(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.masked_fill(torch.eye(4, dtype=torch.bool), -torch.inf)
 
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.norm(x)
-            return y.masked_fill(torch.eye(4, dtype=torch.bool), -torch.inf)
 
-    found = verified(Masked(), torch.randn(4, 4), loss=lambda output: output.exp().sum())
-    assert found.ok, str(found)
+@pytest.mark.parametrize("tail", [[], [nn.Softmax(-1)]], ids=["output", "within"])
+def test_infinities_that_both_have_are_no_error(tail: list[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do they hide one: what they leave over is compared."""
+    model, x = nn.Sequential(nn.LayerNorm(4), Mask(), *tail), torch.randn(4, 4)
+
+    def loss(output: Tensor) -> Tensor:
+        return output.exp().square().sum()
+
+    found = verified(model, x, loss=loss)
+    assert found.ok and all(math.isfinite(one.allowed) for one in found.comparisons), str(found)
+    monkeypatch.setattr(fastnorm.LayerNorm, "forward", scaled(fastnorm.LayerNorm.forward))
+    assert any("outputs" in failure for failure in verified(model, x, loss=loss).failures)
 
 
 @pytest.mark.parametrize("rows", [64, 1024])
@@ -289,3 +296,40 @@ def test_gradients_that_nearly_vanish_are_no_failures(rows: int) -> None:
     found = verified(model, x - x.mean(0))
     assert found.ok, str(found)
     assert any(one.vanishes for one in found.comparisons if one.name == "2.bias")
+
+
+def test_a_float64_copy_that_computes_in_fp32_is_no_sharper_than_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A converted norm that stays in float64 there is better than the original, not worse."""
+    right = fastnorm.LayerNorm.forward
+    monkeypatch.setattr(fastnorm.LayerNorm, "forward", lambda self, x: right(self, x) * (1 + 3e-8))
+    x = torch.randn(4, 12)
+    assert verified(ThroughSingle(), x).ok
+    failures = verified(nn.Sequential(nn.LayerNorm(12)), x).failures
+    assert failures and all("float64" in failure for failure in failures)
+
+
+def test_more_samples_are_taken_before_anything_is_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a single one the zero gradient of the bias in front of a norm has no floor."""
+    monkeypatch.setattr(accuracy, "SAMPLES", 0)
+    assert verified(convnet(), images(), fuse=False).ok
+    monkeypatch.setattr(accuracy, "ENOUGH_SAMPLES", 0)
+    failures = verified(convnet(), images(), fuse=False).failures
+    assert any("gradients, 4.bias" in failure for failure in failures)
+
+
+def test_what_a_disturbance_does() -> None:
+    """Elements, their mean and their gradients move, each by draws of their own; infinities stay."""
+    x = torch.randn(100_000, dtype=torch.float64, requires_grad=True)
+    y = Disturbance(1e-3, seed=1)(x)
+    y.sum().backward()
+    moved, slope = (y - x).detach(), x.grad - 1
+    shift = moved.mean().abs()
+    assert 1.1e-4 < shift < 1.4e-4  # an eighth of the noise; single elements average out to 2e-6
+    relative = (moved - moved.mean()) / x.detach()
+    large = x.detach().abs() > 0.1
+    for drawn in (relative[large], slope):
+        assert 0.5e-3 < drawn.std() < 0.65e-3 and drawn.abs().max() < 1.1e-3
+    assert torch.corrcoef(torch.stack([relative[large], slope[large]]))[0, 1].abs() < 0.02
+    assert torch.equal(Disturbance(0.0, seed=1)(x), x)
+    masked = Disturbance(0.1, seed=1)(torch.tensor([-torch.inf, 1.0, torch.inf]))
+    assert masked[0] == -torch.inf and masked[1] != 1 and masked[2] == torch.inf

@@ -68,3 +68,15 @@ class Drawing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(x + torch.randn_like(x))
         return y
+
+
+class ThroughSingle(nn.Module):
+    """Rounds to fp32 on its way, also in a float64 copy, as models do that always normalise in fp32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(x.float().to(x.dtype))
+        return y
