@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.measure import Row
-from benchmarks.model_cases import MODEL_TARGETS, ModelTarget
+from benchmarks.model_cases import CONVERTED, MODEL_TARGETS, RECOMPUTING, ModelTarget
 from benchmarks.ratios import by_case
 from benchmarks.report import heading, markdown
 
 MIB = 2**20
-OURS = "fastnorm"
 Candidates = dict[str, Row]
 
 
@@ -34,8 +33,8 @@ def model_table(cases: Sequence[Candidates]) -> list[str]:
          "recompute: x eager", "kept MiB", "norms", "fused"),
     ]  # fmt: skip
     for found in cases:
-        ours, eager = found[OURS], found.get("eager", {})
-        again, compiled = found.get(f"{OURS}_recompute", {}), found.get("compile", {})
+        ours, eager = found[CONVERTED], found.get("eager", {})
+        again, compiled = found.get(RECOMPUTING, {}), found.get("compile", {})
         name, layout, _ = ours["case"].split("/")
         cells.append(
             (
@@ -89,22 +88,21 @@ def judge(target: ModelTarget, cases: Sequence[Candidates]) -> tuple[str, list[s
 
     Noisy cases are left out. A wrong result misses every target.
     """
-    mine = [found for found in cases if target.model in ("", found[OURS]["case"].split("/")[0])]
-    wrong = [found[OURS]["case"] for found in mine if found[OURS]["status"] in ("FAIL", "ERROR")]
-    timed = [found for found in mine if found[OURS]["status"] == "ok" and "saved_bytes" in found.get("eager", {})]
-    if target.saved is not None:
-        values = {found[OURS]["case"]: lowest_share(found) for found in timed}
-        missed = [name for name, value in values.items() if value > target.saved]
-        return (f"{max(values.values()) - 1:+.0%}", wrong + missed) if values else None
-    values = {found[OURS]["case"]: found[OURS]["x_eager"]["p50"] for found in timed}
-    if not values or target.eager is None:
+    rows = [
+        (found[target.candidate], found.get("eager", {}))
+        for found in cases
+        if target.candidate in found and target.model in ("", found[target.candidate]["case"].split("/")[0])
+    ]
+    wrong = [ours["case"] for ours, _ in rows if ours["status"] in ("FAIL", "ERROR")]
+    timed = [(ours, eager) for ours, eager in rows if ours["status"] == "ok" and "saved_bytes" in eager]
+    if not timed:
         return ("-", wrong) if wrong else None
+    if target.saved is not None:
+        shares = {ours["case"]: ours["saved_bytes"] / eager["saved_bytes"] for ours, eager in timed}
+        missed = [name for name, share in shares.items() if share > target.saved]
+        return f"{max(shares.values()) - 1:+.0%}", wrong + missed
+    assert target.eager is not None
+    values = {ours["case"]: ours["x_eager"]["p50"] for ours, _ in timed}
     best = max(values.values())
     missed = [name for name, value in values.items() if (best if target.better_layout else value) < target.eager]
     return f"{best if target.better_layout else min(values.values()):.2f}", wrong + missed
-
-
-def lowest_share(found: Candidates) -> float:
-    """Of the bytes that eager keeps: what the converted model keeps, with recomputation where that is less."""
-    kept_bytes = [row["saved_bytes"] for name, row in found.items() if name.startswith(OURS) and "saved_bytes" in row]
-    return float(min(kept_bytes) / found["eager"]["saved_bytes"])

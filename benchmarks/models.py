@@ -21,7 +21,7 @@ from torch import nn
 import fastnorm
 from benchmarks.machine import describe, version_of
 from benchmarks.measure import Row, brief, row, timed_row
-from benchmarks.model_cases import CHANNELS_LAST, ModelCase, model_cases, select
+from benchmarks.model_cases import CHANNELS_LAST, CONVERTED, RECOMPUTING, ModelCase, model_cases, select
 from benchmarks.model_report import report_lines
 from benchmarks.record import UNRECORDED, add_options, record, words, work
 from fastnorm.memory import saved_bytes
@@ -57,8 +57,8 @@ def compiled(model: nn.Module) -> nn.Module:
 
 CANDIDATES = {
     "eager": Candidate(lambda model: model),
-    "fastnorm": Candidate(converted),
-    "fastnorm_recompute": Candidate(converted, fastnorm.recompute),
+    CONVERTED: Candidate(converted),
+    RECOMPUTING: Candidate(converted, fastnorm.recompute),
     "compile": Candidate(compiled),
 }
 

@@ -138,8 +138,11 @@ def test_targets_are_judged() -> None:
     wrong, noisy = made_up("contiguous", 0, 0, status="FAIL"), made_up("channels_last", 0.5, 70, status="noisy")
     assert judge(every, [wrong, noisy]) == ("-", [wrong["eager"]["case"]])
     assert judge(every, [good, wrong]) == ("1.30", [wrong["eager"]["case"]])
-    again = good["fastnorm"] | {"candidate": "fastnorm_recompute", "saved_bytes": 50}
-    assert judge(saved, [bad | {"fastnorm_recompute": again}]) == ("-50%", [])
+    again = ModelTarget("again", NAME, saved=0.75, candidate="fastnorm_recompute")
+    assert judge(again, [bad]) is None
+    recomputing = bad["fastnorm"] | {"candidate": "fastnorm_recompute", "saved_bytes": 50}
+    assert judge(again, [bad | {"fastnorm_recompute": recomputing}]) == ("-50%", [])
+    assert judge(saved, [bad | {"fastnorm_recompute": recomputing}]) == ("-20%", [bad["eager"]["case"]])
 
 
 def test_the_tables_say_what_is_missed() -> None:
