@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import dis
+import enum
 import functools
 import random
 import sys
@@ -19,12 +20,20 @@ from fastnorm.convert.pairs import Unprovable
 
 _TRUSTED = {"torch", "fastnorm", *sys.stdlib_module_names}
 _UNSTEADY = {"random", "time", "os", "datetime", "secrets", "numpy"}
+_STEADY = (torch.dtype, torch.memory_format, torch.layout, enum.Enum)
 _QUERIES = {
     "is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled",
     "is_autocast_cache_enabled", "get_autocast_dtype", "get_autocast_gpu_dtype", "get_default_dtype",
     "get_default_device", "get_num_threads", "get_rng_state", "is_compiling", "is_exporting", "is_dynamo_compiling",
     "is_tracing", "is_initialized", "is_available", "get_world_size", "get_rank", "is_tensor", "is_deterministic",
     "are_deterministic_algorithms_enabled", "getenv", "globals", "vars", "callable", "issubclass",
+    "print", "open", "warn",
+}  # fmt: skip
+# What a graph does not hold, whoever calls it: modes that the operations in between run under, and checkpoints.
+_MODE_REASON = "its forward enters a context (no_grad, autocast, a checkpoint), which a graph does not hold"
+_MODES = {
+    "_set_grad_enabled", "set_autocast_enabled", "set_autocast_dtype", "autocast_increment_nesting",
+    "_set_deterministic_algorithms", "_InferenceMode", "checkpoint", "checkpoint_sequential",
 }  # fmt: skip
 
 
@@ -81,16 +90,20 @@ def _profiler(codes: dict[CodeType, dict[str, Any]], problems: list[str]) -> Cal
     def profile(frame: FrameType, event: str, arg: Any) -> None:
         name = frame.f_globals.get("__name__")
         if event == "c_call":
-            if is_users(name) and _asks(arg) and not _importing(frame):
-                problems.append(f"its forward asks {arg.__name__}()")
+            entered = arg.__name__ in _MODES
+            if (entered or (is_users(name) and _asks(arg))) and not _importing(frame):
+                problems.append(_MODE_REASON if entered else f"its forward asks {arg.__name__}()")
         elif event == "call":
-            unsteady = frame.f_code.co_name in _QUERIES or _is_unsteady(name)
-            if not unsteady and not is_users(name):
+            called = frame.f_code.co_name
+            unsteady = called in _QUERIES or called in _MODES or called == "__enter__" or _is_unsteady(name)
+            if (not unsteady and not is_users(name)) or _importing(frame):
                 return
             caller = frame.f_back.f_globals.get("__name__") if frame.f_back else None
-            if unsteady and is_users(caller) and not _importing(frame):
-                problems.append(f"its forward asks {frame.f_code.co_name}()")
-            if is_users(name) and not _importing(frame):
+            if called in _MODES or (called == "__enter__" and is_users(caller)):
+                problems.append(_MODE_REASON)
+            elif unsteady and is_users(caller):
+                problems.append(f"its forward asks {called}()")
+            if is_users(name):
                 codes[frame.f_code] = frame.f_globals
 
     return profile
@@ -113,16 +126,34 @@ def _importing(frame: FrameType) -> bool:
 
 
 def _check_globals(code: CodeType, table: dict[str, Any]) -> None:
-    """Raises Unprovable for a global that is no module, function or class: it may be another one at the next call."""
+    """Raises Unprovable for a global that is no module, function or class: it may be another one at the next call.
+
+    So may be what is read of a module or a class: `settings.FLAG`.
+    """
+    current: Any = None  # the module or class that was just looked up
     for instruction in dis.get_instructions(code):
-        if instruction.opname != "LOAD_GLOBAL":
-            continue
         name = str(instruction.argval)
-        if name == "type" and name not in table:
-            raise Unprovable("its forward asks for the type of something")
-        value = table.get(name, getattr(builtins, name, None))
-        if not isinstance(value, ModuleType) and not callable(value):
-            raise Unprovable(f"its forward reads the global {name}, which may change")
+        if instruction.opname == "IMPORT_NAME":
+            raise Unprovable("its forward imports something")
+        if instruction.opname == "LOAD_GLOBAL":
+            if name == "type" and name not in table:
+                raise Unprovable("its forward asks for the type of something")
+            current = _checked_global(name, table.get(name, getattr(builtins, name, None)))
+        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and current is not None:
+            current = _checked_global(name, getattr(current, name, None))
+        elif instruction.opname == "STORE_ATTR" and current is not None:
+            raise Unprovable(f"its forward sets {name} of a module or class")
+        elif instruction.opname not in ("CACHE", "PUSH_NULL"):
+            current = None
+
+
+def _checked_global(name: str, value: Any) -> Any:
+    """The value if it is one whose own attributes matter, else None."""
+    if isinstance(value, (ModuleType, type)):
+        return value
+    if not callable(value) and not isinstance(value, _STEADY):
+        raise Unprovable(f"its forward reads the global {name}, which may change")
+    return None
 
 
 def _check_closure(function: FunctionType) -> None:

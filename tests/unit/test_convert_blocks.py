@@ -230,6 +230,19 @@ def test_a_changed_block_does_what_it_now_says(make: type[nn.Module], change: Ca
     torch.testing.assert_close(converted(x), original(x))
 
 
+class TypedChild(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(x))
+        return self.drop(y) if isinstance(self.drop, nn.Identity) else y * 2
+
+
+def test_a_child_of_another_class_counts() -> None:
+    model, x = TypedChild().eval(), torch.randn(SHAPE)
+    assert len(fastnorm.convert(model).fused) == 1
+    model.drop = nn.Tanh()
+    assert torch.equal(model(x), F.relu(model.bn1(x)) * 2)
+
+
 def test_a_method_patched_into_the_class_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = Swapped().eval(), torch.randn(SHAPE)
     fastnorm.convert(model)

@@ -10,11 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fastnorm
 from tests.unit.test_convert_blocks import Block
 
 SWITCH = True
+CONTEXT = "its forward enters a context (no_grad, autocast, a checkpoint), which a graph does not hold"
 
 
 class UsedTwice(Block):
@@ -151,6 +153,64 @@ class OwnCall(Block):
         return F.relu(self.bn1(x))
 
 
+class WithoutGradients(Block):
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            y = self.conv(x)
+        return F.relu(self.bn1(y))
+
+
+class Helper(Block):
+    @torch.no_grad()
+    def helper(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def forward(self, x: Tensor) -> Any:
+        return F.relu(self.bn1(self.helper(x)))
+
+
+class Autocasting(Block):
+    def forward(self, x: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return F.relu(self.bn1(self.conv(x)))
+
+
+class SwitchingOff(Block):
+    def forward(self, x: Tensor) -> Any:
+        torch.set_grad_enabled(torch.is_grad_enabled())
+        return F.relu(self.bn1(x))
+
+
+class Checkpointing(Block):
+    def forward(self, x: Tensor) -> Any:
+        return F.relu(self.bn1(checkpoint(self.conv, x, use_reentrant=False)))
+
+
+class ModuleFlag(Block):
+    def forward(self, x: Tensor) -> Any:
+        return F.relu(self.bn1(x)) if torch.backends.cudnn.benchmark else torch.relu(self.bn1(x))
+
+
+class ClassFlag(Block):
+    flag = True
+
+    def forward(self, x: Tensor) -> Any:
+        return F.relu(self.bn1(x)) if ClassFlag.flag else x
+
+
+class Importing(Block):
+    def forward(self, x: Tensor) -> Any:
+        import math
+
+        return F.relu(self.bn1(x)) * math.pi
+
+
+class Printing(Block):
+    def forward(self, x: Tensor) -> Any:
+        print("here")
+        return F.relu(self.bn1(x))
+
+
 class Abstract(Block):
     def forward(self, x: Tensor) -> Any:
         return F.relu(self.bn1(x))
@@ -177,6 +237,15 @@ REASONS: list[tuple[Callable[[], nn.Module], str]] = [
     (Constant, "its forward uses a tensor that is neither an argument, a parameter nor a buffer"),
     (Decorated, "its forward is decorated"),
     (_closure(), "its forward reads factor of the function around it, which may change"),
+    (WithoutGradients, CONTEXT),
+    (Helper, CONTEXT),
+    (Autocasting, CONTEXT),
+    (Checkpointing, CONTEXT),
+    (SwitchingOff, "its forward asks is_grad_enabled()"),
+    (ModuleFlag, "its forward reads the global benchmark, which may change"),
+    (ClassFlag, "its forward reads the global flag, which may change"),
+    (Importing, "its forward imports something"),
+    (Printing, "its forward asks print()"),
     (OwnCall, "its class has a __call__ of its own"),
 ]
 

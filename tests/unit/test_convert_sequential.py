@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,28 @@ def test_a_sequential_with_a_forward_of_its_instance() -> None:
 def test_an_activation_of_its_own_already() -> None:
     report = fastnorm.convert(nn.Sequential(fastnorm.BatchNorm1d(4, act=nn.ReLU()), nn.LeakyReLU()))
     assert [record.reason for record in report.left] == ["it has an activation of its own already"]
+
+
+class Keeps(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = weakref.ref(x)
+        return x + 1
+
+
+class Looks(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.gone = self.before() is None
+        return x
+
+
+def test_values_are_dropped_after_their_last_use() -> None:
+    keeps, looks = Keeps(), Looks()
+    looks.before = lambda: keeps.seen()
+    model = nn.Sequential(nn.Linear(4, 4), keeps, nn.BatchNorm1d(4), nn.ReLU(), looks)
+    assert len(fastnorm.convert(model).fused) == 1
+    with torch.no_grad():
+        model(torch.randn(3, 4))
+    assert looks.gone
 
 
 def test_copies_and_pickles_are_fused_too(monkeypatch: pytest.MonkeyPatch) -> None:
