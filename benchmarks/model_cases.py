@@ -10,6 +10,7 @@ from fastnorm.testing.zoo import ZOO, Size, ZooModel
 
 CONTIGUOUS, CHANNELS_LAST = LAYOUTS = ("contiguous", "channels_last")
 CONVERTED, RECOMPUTING = "fastnorm", "fastnorm_recompute"  # candidates
+CEILING = "without_norms"  # no candidate: what would be left if norms and activations took no time
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """`python -m benchmarks.models`: training steps of whole models, as they are and converted.
 
 A step is forward, loss and backward; an optimizer's is timed by `benchmarks.compare`. Each model's results are compared
-with float64 by the rule of `fastnorm.verify` before it is timed.
+with float64 by the rule of `fastnorm.verify` before it is timed. The ceiling is the same model with its norms and
+activation modules left out: no conversion can make it faster than that, and its results mean nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from torch import nn
 import fastnorm
 from benchmarks.machine import describe, version_of
 from benchmarks.measure import Row, brief, row, timed_row
-from benchmarks.model_cases import CHANNELS_LAST, CONVERTED, RECOMPUTING, ModelCase, model_cases, select
+from benchmarks.model_cases import CEILING, CHANNELS_LAST, CONVERTED, RECOMPUTING, ModelCase, model_cases, select
 from benchmarks.model_report import report_lines
 from benchmarks.record import UNRECORDED, add_options, record, words, work
+from fastnorm.convert.pairs import ACTIVATIONS
+from fastnorm.convert.twins import is_norm
 from fastnorm.memory import saved_bytes
 from fastnorm.testing.zoo import loss_of
 from fastnorm.timing import QUICK, Plan, interleave, make_clock, quantile, round_ratios
@@ -52,6 +55,15 @@ def converted(model: nn.Module) -> nn.Module:
 
 def compiled(model: nn.Module) -> nn.Module:
     model.compile()
+    return model
+
+
+def without_norms(model: nn.Module) -> nn.Module:
+    """The model with nn.Identity for every norm and every activation module that a norm can take over."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if is_norm(child) or type(child) in ACTIVATIONS:
+                setattr(parent, name, nn.Identity())
     return model
 
 
@@ -117,6 +129,7 @@ def measure_model(case: ModelCase, args: argparse.Namespace, threads: int) -> li
         if complaint:
             rows.append(row(case, name, threads, status="FAIL", message=complaint))
     del reference
+    steps[CEILING] = step_of(Candidate(without_norms), model, question)
     with seeded(question.seed, question.tensors):
         clock = make_clock(case.device, threads, warm=False)
         timings = interleave(steps, clock, QUICK if args.quick else PLAN)
@@ -125,7 +138,7 @@ def measure_model(case: ModelCase, args: argparse.Namespace, threads: int) -> li
         rows.append(
             timed_row(case, name, threads, timing)
             | {"x_eager": {f"p{round(100 * q)}": quantile(ratios, q) for q in (0.25, 0.5, 0.75)}}
-            | costs(CANDIDATES[name], model, question)
+            | (costs(CANDIDATES[name], model, question) if name in CANDIDATES else {})
         )
     return rows
 

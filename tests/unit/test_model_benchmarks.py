@@ -57,9 +57,8 @@ def test_the_command_records_what_it_measured(
     assert {"torchvision", "timm", "transformers", "torch"} <= results["versions"].keys()
     assert results["missing"] == 0 and results["machine"]["cpu"] and results["commit"]["hash"]
     rows = {(row["layout"], row["candidate"]): row for row in results["rows"]}
-    assert rows.keys() == {
-        (layout, name) for layout in model_cases.LAYOUTS for name in ("eager", "fastnorm", "fastnorm_recompute")
-    }
+    names = ("eager", "fastnorm", "fastnorm_recompute", "without_norms")
+    assert rows.keys() == {(layout, name) for layout in model_cases.LAYOUTS for name in names}
     for row in rows.values():
         assert row["status"] == "ok" and row["x_eager"]["p25"] <= row["x_eager"]["p75"] and row["shape"] == [6, 8]
     ours, eager = (rows["channels_last", name] for name in ("fastnorm", "eager"))
@@ -73,6 +72,12 @@ def test_the_command_records_what_it_measured(
     assert capsys.readouterr().out.strip() in told
     again = measured(tmp_path / "models.json", "--resume")
     assert again["rows"] == json.loads(kept)["rows"] and len(tiny) == 2
+
+
+def test_the_ceiling_has_no_norm_and_no_activation() -> None:
+    model = models.without_norms(nn.Sequential(convnet(activation=nn.ReLU()), nn.LayerNorm(3)))
+    left = {type(module) for module in model.modules()}
+    assert nn.Identity in left and nn.Conv2d in left and not left & {nn.BatchNorm2d, nn.LayerNorm, nn.ReLU}
 
 
 def test_channels_last_reaches_model_and_batch(tiny: list[list[str]]) -> None:
@@ -156,11 +161,12 @@ def test_the_tables_say_what_is_missed() -> None:
         "commit": {"dirty": False, "hash": "c"},
     }
     cases = [made_up("contiguous", 0.9, 70), made_up("channels_last", 1.2, 75, status="noisy")]
+    ceiling = cases[0]["eager"] | {"candidate": "without_norms", "x_eager": {"p25": 1.5, "p50": 1.5, "p75": 1.5}}
+    cases[0] |= {"without_norms": ceiling}
     lines = report_lines(here | {"rows": [row for found in cases for row in found.values()]})
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert [f"{NAME}", "6x8", "contiguous", "1.0", "1.0", "0.90", "0.90 .. 0.90", "-", "0.0 -> 0.0 (-30%)"] == rows[2][
-        :9
-    ]
+    first = [NAME, "6x8", "contiguous", "1.0", "1.0", "0.90", "0.90 .. 0.90", "1.50", "-", "0.0 -> 0.0 (-30%)"]
+    assert rows[2][: len(first)] == first
     assert rows[3][5] == "1.20 (noisy)"
     assert ["no model slower by more than 2 %", "0.90", "below", f"{NAME}/contiguous/bench"] == rows[-1]
     assert report_lines(here | {"rows": []}) == ["nothing was measured"]
