@@ -123,9 +123,12 @@ def test_a_broken_norm_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "FAIL training: outputs, output is" in capsys.readouterr().out
 
 
-def test_slower_than_allowed_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_slower_than_allowed_is_exit_code_1(threads: None, capsys: pytest.CaptureFixture[str]) -> None:
     """No model runs in a thousandth of the time."""
-    assert run("some_models:pair", "--steps", "3", "--time-budget", "0.1", "--max-slowdown", "0.001") == 1
+    assert (
+        run("some_models:pair", "--steps", "3", "--time-budget", "0.1", "--max-slowdown", "0.001", "--threads", "1")
+        == 1
+    )
     assert "0.001 is allowed" in capsys.readouterr().out
 
 
