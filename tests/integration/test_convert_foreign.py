@@ -74,6 +74,20 @@ def test_each_twin_computes_as_before(name: str, training: bool) -> None:
     assert tree(model) == before
 
 
+@pytest.mark.parametrize("name", [name for name in LAYERS if "LayerNorm" in name and "2d" in name])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_layer_norms_of_images_leave_the_originals_order(name: str, memory_format: torch.memory_format) -> None:
+    """Which convolution runs behind them, and how fast, depends on it."""
+    make, shape, _ = LAYERS[name]
+    original = spread(make())
+    twin = copy.deepcopy(original)
+    fastnorm.convert(twin)
+    x = torch.randn(shape).contiguous(memory_format=memory_format).requires_grad_()
+    assert twin(x).stride() == original(x).stride()
+    (ours,), (theirs,) = (torch.autograd.grad(norm(x).square().sum(), x) for norm in (twin, original))
+    assert ours.stride() == theirs.stride()
+
+
 def test_hooks_on_timms_own_activation_are_called() -> None:
     model = spread(LAYERS["BatchNormAct2d"][0]())
     fastnorm.convert(model)
