@@ -13,7 +13,7 @@ from benchmarks.measure import Row, measure
 from benchmarks.optim import measure_optim
 from benchmarks.optim_cases import OptimCase, optim_cases
 from benchmarks.peers import peers_of
-from benchmarks.record import UNRECORDED, add_options, record, words, work
+from benchmarks.record import UNRECORDED, add_options, list_names, record, words, work
 from benchmarks.report import summary_lines
 from fastnorm.timing import QUICK, Plan
 
@@ -41,12 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(arguments)
     cases = chosen(args)
-    if not cases:
-        print("no case has such a name; --list shows them all", file=sys.stderr)
-        return 2
-    if args.list:
-        print("\n".join(case.name for case in cases))
-        return 0
+    if not cases or args.list:
+        return list_names([case.name for case in cases])
     if args.worker is not None:
         return work(args, cases, lambda case, threads: measure_one(case, args, threads))
     out = args.out or UNRECORDED / f"{args.device}.json"

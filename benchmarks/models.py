@@ -24,7 +24,7 @@ from benchmarks.machine import describe, version_of
 from benchmarks.measure import Row, brief, row, timed_row
 from benchmarks.model_cases import CEILING, CHANNELS_LAST, CONVERTED, RECOMPUTING, ModelCase, model_cases, select
 from benchmarks.model_report import report_lines
-from benchmarks.record import UNRECORDED, add_options, record, words, work
+from benchmarks.record import UNRECORDED, add_options, list_names, record, words, work
 from fastnorm.convert.pairs import ACTIVATIONS
 from fastnorm.convert.twins import is_norm
 from fastnorm.memory import saved_bytes
@@ -94,12 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(report_lines(json.loads(args.table.read_text()))))
         return 0
     cases = select(model_cases(args.size), args.only)
-    if not cases:
-        print("no case has such a name; --list shows them all", file=sys.stderr)
-        return 2
-    if args.list:
-        print("\n".join(case.name for case in cases))
-        return 0
+    if not cases or args.list:
+        return list_names([case.name for case in cases])
     if args.worker is not None:
         return work(args, cases, lambda case, threads: measure_model(case, args, threads))
     here = describe()

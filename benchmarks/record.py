@@ -48,6 +48,15 @@ def words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
 
+def list_names(names: Sequence[str]) -> int:
+    """What --list prints, and the exit status: 2 where nothing was chosen."""
+    if not names:
+        print("no case has such a name; --list shows them all", file=sys.stderr)
+        return 2
+    print("\n".join(names))
+    return 0
+
+
 def record(
     module: str, args: argparse.Namespace, arguments: list[str], names: Sequence[str], out: Path, here: dict[str, Any]
 ) -> tuple[dict[str, Any], bool]:
@@ -83,14 +92,22 @@ def measured(rows: list[Row]) -> set[tuple[str, int]]:
 
 
 def earlier_rows(path: Path, here: dict[str, Any]) -> list[Row]:
-    """The rows of a results file, if the same code was measured by the same versions on the same kind of machine."""
+    """The rows of a results file, if the same code was measured by the same versions on the same kind of machine.
+
+    Another file is moved aside, not lost.
+    """
     try:
         earlier = json.loads(path.read_text())
         left = unwritten(path).read_text().splitlines() if unwritten(path).exists() else []
     except (OSError, ValueError):
         return []
     same = all(earlier.get(key) == here[key] for key in ("sources", "versions", "machine"))
-    return [*earlier["rows"], *map(json.loads, left)] if same else []
+    if not same:
+        aside = path.with_suffix(f".{int(path.stat().st_mtime)}.json")
+        print(f"{path} was measured with other code, versions or machine: kept as {aside.name}", file=sys.stderr)
+        path.rename(aside)
+        return []
+    return [*earlier["rows"], *map(json.loads, left)]
 
 
 def measure_in_workers(

@@ -244,7 +244,9 @@ def test_host_time_is_judged_by_what_it_adds() -> None:
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
-    """Measured cases stay as they are; of other code, or by another version, everything is measured anew."""
+    """Measured cases stay as they are; of other code, or by another version, everything is measured anew, and the old
+    file is moved aside.
+    """
     out = tmp_path / "results.json"
     names = [f"general_relu_module/fwd+bwd/8x3x32x32/{layout}/fp32" for layout in ("contiguous", "channels_last")]
 
@@ -260,8 +262,11 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     both = compare(*names)
     assert both["rows"][: len(first["rows"])] == first["rows"] and both["missing"] == 0
     assert {row["case"] for row in both["rows"]} == {*names, "left by a run that was stopped"}
-    out.write_text(json.dumps(both | {"sources": "other code"}))
+    others = both | {"sources": "other code"}
+    out.write_text(json.dumps(others))
     assert compare(names[0])["rows"] != first["rows"]
+    (aside,) = (path for path in tmp_path.glob("results.*.json"))
+    assert json.loads(aside.read_text()) == others
     assert not out.with_suffix(".part").exists()
 
 
