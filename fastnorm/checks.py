@@ -167,15 +167,13 @@ def exact_parameter(v: Tensor | None, name: str, shape: tuple[int, ...], x: Tens
     return v
 
 
-def momentum_factor(momentum: float | Tensor, x: Tensor) -> Tensor | None:
+def momentum_factor(momentum: object, x: Tensor) -> Tensor | None:
     """A momentum given as a tensor, as a 0-d one; None for a number.
 
     RuntimeError for a tensor that is no single number, TypeError for what is neither.
     """
-    if isinstance(momentum, (float, int)):
-        return None
     if not isinstance(momentum, Tensor):
-        if hasattr(momentum, "__float__"):  # a number of numpy's
+        if hasattr(momentum, "__float__"):  # numpy's numbers too
             return None
         raise TypeError(f"momentum must be a number or a tensor of one, got {type(momentum).__name__}")
     if momentum.numel() != 1 or momentum.dtype not in FLOATING or momentum.device != x.device:
