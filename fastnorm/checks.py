@@ -172,8 +172,10 @@ def momentum_factor(momentum: object, x: Tensor) -> Tensor | None:
 
     RuntimeError for a tensor that is no single number, TypeError for what is neither.
     """
+    if isinstance(momentum, (float, int)):
+        return None
     if not isinstance(momentum, Tensor):
-        if hasattr(momentum, "__float__"):  # numpy's numbers too
+        if hasattr(momentum, "__float__"):  # a number of numpy's
             return None
         raise TypeError(f"momentum must be a number or a tensor of one, got {type(momentum).__name__}")
     if momentum.numel() != 1 or momentum.dtype not in FLOATING or momentum.device != x.device:
