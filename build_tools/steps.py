@@ -1,4 +1,4 @@
-"""The compile and link steps of the two extension modules, as plain command lines."""
+"""The compile and link steps of the CPU's extension modules, as plain command lines."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def bind_flags(tools: Toolchain) -> tuple[str, ...]:
 
 
 def _plan_extension(build: Build, tools: Toolchain, root: Path) -> None:
-    bind = [path for path in _sources(root, "csrc/bind") if not path.endswith("/build_info.cpp")]
-    cpu = _sources(root, "csrc/cpu")
+    bind = [path for path in sources(root, "csrc/bind") if not path.endswith("/build_info.cpp")]
+    cpu = sources(root, "csrc/cpu")
     once = [path for path in cpu if PER_ISA not in (root / path).read_text()]
     has_isas = ("-DFASTNORM_HAVE_X86_ISAS=1",) if len(tools.isas) > 1 else ()
     objects = [compile_step(build, tools, source, "bind", bind_flags(tools)) for source in bind]
@@ -85,9 +85,7 @@ def _plan_extension(build: Build, tools: Toolchain, root: Path) -> None:
     for isa, isa_flags in tools.isas.items():
         flags = (f"-DFASTNORM_ISA=isa_{isa}", *isa_flags)
         objects += [compile_step(build, tools, source, isa, flags) for source in cpu if source not in once]
-    lib = str(tools.torch_dir / "lib")
-    libraries = (f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10")
-    link_step(build, tools, "fastnorm._C", "_C.abi3.so", objects, libraries)
+    link_step(build, tools, "fastnorm._C", "_C.abi3.so", objects, torch_libraries(tools))
 
 
 def _plan_build_info(build: Build, tools: Toolchain, cuda_targets: tuple[str, ...]) -> None:
@@ -102,7 +100,11 @@ def _plan_build_info(build: Build, tools: Toolchain, cuda_targets: tuple[str, ..
     link_step(build, tools, "fastnorm._build", f"_build{suffix}", [built], ())
 
 
-def _sources(root: Path, folder: str) -> list[str]:
+def torch_libraries(tools: Toolchain) -> tuple[str, ...]:
+    return (f"-L{tools.torch_dir / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10")
+
+
+def sources(root: Path, folder: str) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in (root / folder).glob("*.cpp"))
 
 

@@ -33,6 +33,7 @@ def explain() -> str:
         lines.append("  (fastnorm._build is absent: pybind11 was not there when the kernels were built)")
     if native.missing() is None:
         lines.append(f"  instruction set in use: {native.isa()}")
+    lines.append(f"autograd nodes (compiled): {native.nodes_missing() or 'loaded'}")
     lines.append(f"triton: {triton.missing() or 'importable'}")
     lines.append(f"CUDA: {'available' if torch.cuda.is_available() else 'not available'}")
     ops = ", ".join(sorted({name.rsplit("_", 1)[0] for name in SCHEMAS}))

@@ -7,14 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnorm.autograd import recompute
-from fastnorm.autograd.route import (
-    below_autograd,
-    differentiable_grads,
-    register_autograd,
-    transforms_active,
-    wants_grad,
-)
+from fastnorm.autograd import double, recompute
+from fastnorm.autograd.route import below_autograd, nodes_record, register_autograd, transforms_active, wants_grad
 from fastnorm.eager import batch_norm as eager
 from fastnorm.ops import OPS
 
@@ -64,13 +58,11 @@ class BatchNormFunction(torch.autograd.Function):
         # Without an activation the residual's gradient is dy itself, and the residual was not saved.
         through = act[0] and needs_residual
         if torch.is_grad_enabled():
-            fixed = None if training else (mean, rstd)
-            dx, dweight, dbias, dresidual = differentiable_grads(
-                lambda x, w, b, r: eager.batch_norm(x, w, b, r, fixed, eps, unbiased, detach_stats, *act),
-                [x, weight, bias, residual],
-                [needs_x, needs_weight, needs_bias, through],
-                dy,
+            needed = (needs_x, needs_weight, needs_bias, through)
+            found = double.batch_norm(
+                needed, dy, x, weight, bias, residual, mean, rstd, training, eps, unbiased, detach_stats, *act
             )
+            dx, dweight, dbias, dresidual = double.spread(found, needed)
         else:
             dx, dweight, dbias, dresidual = below_autograd(
                 OPS[backend].batch_norm_bwd, dy, x, weight, bias, residual, mean, rstd,
@@ -105,13 +97,33 @@ def batch_norm(
     options: tuple[Any, ...] = (training, momentum, eps, unbiased, detach_stats, *act)
     if transforms_active():
         return _through_reference(*tensors, *options)
+    if nodes_record():
+        y: Tensor = OPS[backend].batch_norm_fwd(*tensors, *options)[0]
+    else:
+        y = _recorded_here(*tensors, options, backend)
+    if recompute.wanted() and training and residual is None and y.requires_grad:
+        again = (x, weight, bias, None, None, None, None, *options)  # the running statistics have moved already
+        recompute.remember(y, lambda: below_autograd(OPS[backend].batch_norm_fwd, *again)[0], (x, weight, bias))
+    return y
+
+
+def _recorded_here(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    factor: Tensor | None,
+    options: tuple[Any, ...],
+    backend: str,
+) -> Tensor:
+    tensors = (x, weight, bias, residual, running_mean, running_var, factor)
     if wants_grad(x, weight, bias, residual):
         y: Tensor = BatchNormFunction.apply(*tensors, (*options, backend, False))
-        if training and residual is None and recompute.wanted():
-            again = (x, weight, bias, None, None, None, None, *options)  # the running statistics have moved already
-            recompute.remember(y, lambda: below_autograd(OPS[backend].batch_norm_fwd, *again)[0], (x, weight, bias))
     else:
-        y, _, _ = below_autograd(OPS[backend].batch_norm_fwd, *tensors, *options)
+        y = below_autograd(OPS[backend].batch_norm_fwd, *tensors, *options)[0]
+    training = options[0]
     if training and running_mean is not None and not torch.compiler.is_compiling():
         # The op wrote the buffers behind autograd's back: whoever saved them for a backward must be told.
         torch.autograd.graph.increment_version([running_mean, running_var])  # type: ignore[list-item]

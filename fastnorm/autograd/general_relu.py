@@ -7,14 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnorm.autograd import recompute
-from fastnorm.autograd.route import (
-    below_autograd,
-    differentiable_grads,
-    register_autograd,
-    transforms_active,
-    wants_grad,
-)
+from fastnorm.autograd import double, recompute
+from fastnorm.autograd.route import below_autograd, nodes_record, register_autograd, transforms_active, wants_grad
 from fastnorm.eager import general_relu as eager
 from fastnorm.ops import OPS
 
@@ -39,7 +33,7 @@ class GeneralReluFunction(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            (dx,) = differentiable_grads(lambda x: eager.general_relu(x, *ctx.activation), [x], [True], dy)
+            dx = double.general_relu(dy, x, *ctx.activation)
         else:
             dx = below_autograd(OPS[ctx.backend].general_relu_bwd, dy, x, *ctx.activation)
         return dx, None, None, None, None, None
@@ -50,13 +44,16 @@ def general_relu(
 ) -> Tensor:
     if transforms_active():
         return eager.general_relu(x, leak, sub, maxv, max_leak)
-    if wants_grad(x):
-        y: Tensor = GeneralReluFunction.apply(x, leak, sub, maxv, max_leak, backend)
-        if recompute.wanted():
-            again = (x, leak, sub, maxv, max_leak)
-            recompute.remember(y, lambda: below_autograd(OPS[backend].general_relu_fwd, *again), (x,))
-        return y
-    return below_autograd(OPS[backend].general_relu_fwd, x, leak, sub, maxv, max_leak)
+    if nodes_record():
+        y: Tensor = OPS[backend].general_relu_fwd(x, leak, sub, maxv, max_leak)
+    elif wants_grad(x):
+        y = GeneralReluFunction.apply(x, leak, sub, maxv, max_leak, backend)
+    else:
+        y = below_autograd(OPS[backend].general_relu_fwd, x, leak, sub, maxv, max_leak)
+    if recompute.wanted() and y.requires_grad:
+        again = (x, leak, sub, maxv, max_leak)
+        recompute.remember(y, lambda: below_autograd(OPS[backend].general_relu_fwd, *again), (x,))
+    return y
 
 
 def _apply(backend: str, *args: Any) -> Any:

@@ -1,8 +1,8 @@
-"""What the Functions share: how ops are called, when the differentiable reference serves instead, double backward."""
+"""What the columns share: how ops are called, who records them, when the differentiable reference serves instead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from fastnorm.ops import BACKENDS, OPS
+from fastnorm.ops import BACKENDS, OPS, native
 
+_NODES = native.nodes_missing() is None
 _libraries: list[torch.library.Library] = []  # a Library unregisters its kernels when it is collected
 
 
@@ -35,6 +36,14 @@ def wants_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
+def nodes_record() -> bool:
+    """Whether a plain call of a forward op records itself: the compiled nodes are there, and no compiler is tracing.
+
+    Else the Functions of this package do. A trace takes them in any case: it can look into them.
+    """
+    return _NODES and not torch.compiler.is_compiling()
+
+
 def below_autograd(op: Callable[..., Any], *args: Any) -> Any:
     """op(*args) past its autograd kernel, for callers that have taken care of gradients."""
     if torch.compiler.is_compiling():  # the guard cannot be traced; the kernel finds gradients switched off
@@ -46,8 +55,11 @@ def below_autograd(op: Callable[..., Any], *args: Any) -> Any:
 def register_autograd(name: str, apply: Callable[..., Any], differentiable: int) -> None:
     """Give a forward op its gradient in every backend's namespace, for graphs that call the op itself (torch.export).
 
-    apply(backend, *args) runs the Function; the first `differentiable` arguments may require gradients.
+    apply(backend, *args) runs the Function; the first `differentiable` arguments may require gradients. The compiled
+    nodes, where they are, have done this already.
     """
+    if _NODES:
+        return
     for backend in BACKENDS:
 
         def kernel(*args: Any, backend: str = backend) -> Any:
@@ -59,18 +71,3 @@ def register_autograd(name: str, apply: Callable[..., Any], differentiable: int)
         library = torch.library.Library(f"fastnorm_{backend}", "IMPL")
         library.impl(name, kernel, "Autograd")
         _libraries.append(library)
-
-
-def differentiable_grads(
-    reference: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], dy: Tensor
-) -> tuple[Tensor | None, ...]:
-    """Gradients of reference(*inputs), themselves differentiable with respect to inputs and dy: double backward.
-
-    Each input enters through a view of its own, so that one tensor passed twice gets its two gradients apart.
-    """
-    with torch.enable_grad():
-        leaves = [t.view_as(t) if t is not None and need else t for t, need in zip(inputs, needed, strict=True)]
-        wanted = [t for t, need in zip(leaves, needed, strict=True) if t is not None and need]
-        y = reference(*leaves)
-        grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, allow_unused=True))
-    return tuple(next(grads) if t is not None and need else None for t, need in zip(leaves, needed, strict=True))

@@ -7,14 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnorm.autograd import recompute
-from fastnorm.autograd.route import (
-    below_autograd,
-    differentiable_grads,
-    register_autograd,
-    transforms_active,
-    wants_grad,
-)
+from fastnorm.autograd import double, recompute
+from fastnorm.autograd.route import below_autograd, nodes_record, register_autograd, transforms_active, wants_grad
 from fastnorm.eager import batch_norm as eager_batch
 from fastnorm.eager import row_norm as eager
 from fastnorm.ops import OPS
@@ -62,12 +56,9 @@ class RowNormFunction(torch.autograd.Function):
         through = act[0] and needs_residual
         dx = dweight = dbias = dresidual = None
         if torch.is_grad_enabled():
-            dx, dweight, dbias, dresidual = differentiable_grads(
-                lambda x, w, b, r: eager.row_norm(x, w, b, r, dims, groups, eps, rms, unbiased, *act),
-                [x, weight, bias, residual],
-                [needs_x, needs_weight, needs_bias, through],
-                dy,
-            )
+            needed = (needs_x, needs_weight, needs_bias, through)
+            found = double.row_norm(needed, dy, x, weight, bias, residual, dims, groups, eps, rms, unbiased, *act)
+            dx, dweight, dbias, dresidual = double.spread(found, needed)
         elif needs_x or needs_weight or needs_bias or through:
             # The op sums a gradient for every parameter it is given: it gets those that something depends on.
             dx, dweight, dbias, dresidual = below_autograd(
@@ -100,16 +91,16 @@ def row_norm(
 ) -> Tensor:
     if transforms_active():
         return eager.row_norm(x, weight, bias, residual, dims, groups, eps, rms, unbiased, *act)
-    if wants_grad(x, weight, bias, residual):
-        options = (dims, groups, eps, rms, unbiased, *act, backend, False)
-        y: Tensor = RowNormFunction.apply(x, weight, bias, residual, options)
-        if residual is None and recompute.wanted():
-            again = (x, weight, bias, None, dims, groups, eps, rms, unbiased, *act)
-            recompute.remember(y, lambda: below_autograd(OPS[backend].row_norm_fwd, *again)[0], (x, weight, bias))
+    options = (dims, groups, eps, rms, unbiased, *act)
+    if nodes_record():
+        y: Tensor = OPS[backend].row_norm_fwd(x, weight, bias, residual, *options)[0]
+    elif wants_grad(x, weight, bias, residual):
+        y = RowNormFunction.apply(x, weight, bias, residual, (*options, backend, False))
     else:
-        y, _, _ = below_autograd(
-            OPS[backend].row_norm_fwd, x, weight, bias, residual, dims, groups, eps, rms, unbiased, *act
-        )
+        y = below_autograd(OPS[backend].row_norm_fwd, x, weight, bias, residual, *options)[0]
+    if residual is None and recompute.wanted() and y.requires_grad:
+        again = (x, weight, bias, None, *options)
+        recompute.remember(y, lambda: below_autograd(OPS[backend].row_norm_fwd, *again)[0], (x, weight, bias))
     return y
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 from types import ModuleType
 
 import torch
@@ -22,12 +23,14 @@ class _State:
     module: ModuleType | None = None
     missing: str = "the compiled extension has not been looked for yet"
     cuda_missing: str | None = "the CUDA kernels have not been looked for yet"
+    nodes_missing: str | None = "the compiled autograd nodes have not been looked for yet"
 
 
 def load() -> None:
     """Load the extensions that can be used here; remember why of those that cannot."""
     _load_cpu()
     _State.cuda_missing = _load_cuda()
+    _State.nodes_missing = _load_nodes()
 
 
 def _load_cpu() -> None:
@@ -67,6 +70,29 @@ def _load_cuda() -> str | None:
     return None
 
 
+def nodes_module(torch_version: str) -> str:
+    """The name of the module of autograd nodes that was built for this torch, and no other."""
+    return "_C_nodes_" + re.sub(r"\W", "_", torch_version)
+
+
+def _load_nodes() -> str | None:
+    """Load the autograd nodes; the reason where Python's Functions record calls instead."""
+    if os.environ.get("FASTNORM_DISABLE_NATIVE") == "1":
+        return _State.missing
+    if os.environ.get("FASTNORM_DISABLE_NODES") == "1":
+        return "the compiled autograd nodes are switched off by FASTNORM_DISABLE_NODES=1; unset it"
+    name = f"fastnorm.{nodes_module(torch.__version__)}"
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return f"the autograd nodes are not built for torch {torch.__version__}; {_BUILD}"
+    except (ImportError, OSError) as error:
+        return f"the autograd nodes do not load here ({str(error).splitlines()[0]}); {_BUILD}"
+    return None
+
+
 def _check_isa(module: ModuleType) -> None:
     wanted = os.environ.get("FASTNORM_CPU")
     if wanted and module.cpu_isa() != wanted:
@@ -96,6 +122,11 @@ def cuda_missing(column: str | None) -> str | None:
         what = "not every op has" if column is None else f"{column} does not have"
         return f"{what} CUDA C++ kernels (which exist for {', '.join(CUDA_COLUMNS)}); 'triton' serves every op"
     return _State.cuda_missing
+
+
+def nodes_missing() -> str | None:
+    """Why calls are recorded by Python's Functions, which are slower; None where compiled nodes do it."""
+    return _State.nodes_missing
 
 
 def available() -> ModuleType | None:

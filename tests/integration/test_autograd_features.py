@@ -14,6 +14,8 @@ from torch.testing import assert_close
 import fastnorm
 from fastnorm.functional import batch_norm, general_relu
 
+pytestmark = pytest.mark.usefixtures("recorder")
+
 
 @pytest.mark.parametrize("changed", ["x", "weight", "bias", "residual"])
 def test_in_place_change_of_a_saved_tensor_raises(cpu_backend: str, changed: str) -> None:

@@ -11,6 +11,8 @@ from torch.testing import assert_close
 
 import fastnorm
 
+pytestmark = pytest.mark.usefixtures("recorder")
+
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("fused", [True, False], ids=["act", "linear"])

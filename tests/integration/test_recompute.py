@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 import fastnorm
 from fastnorm import GeneralRelu
 
+pytestmark = pytest.mark.usefixtures("recorder")
+
 ACT = GeneralRelu(0.1, 0.4, 1.5)
 
 

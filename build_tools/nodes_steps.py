@@ -1,0 +1,31 @@
+"""The steps of the module of autograd nodes, which is made from torch's C++ classes: for one release of torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from build_tools.steps import Build, compile_step, link_step, sources, torch_libraries
+from build_tools.toolchain import Toolchain
+
+
+def nodes_module(torch_version: str) -> str:
+    """As fastnorm.ops.native names what it looks for: other releases do not find it."""
+    return "fastnorm._C_nodes_" + re.sub(r"\W", "_", torch_version)
+
+
+def plan_nodes(tools: Toolchain, root: Path) -> Build:
+    """A build of its own, for it may fail without harm: Python's Functions serve in its place."""
+    build = Build(Path("build") / "ninja-nodes", [], {}, {})
+    module = nodes_module(tools.torch_version)
+    include = tools.torch_dir / "include"
+    flags = (
+        *("-std=c++20", "-O2"),  # as torch's own headers want it; there are no loops here
+        f"-DFASTNORM_NODES_INIT=PyInit_{module.rpartition('.')[2]}",
+        "-DPy_LIMITED_API=0x030A0000",
+        *("-isystem", str(include), "-isystem", str(include / "torch" / "csrc" / "api" / "include")),
+        *("-isystem", str(tools.python_include)),
+    )
+    objects = [compile_step(build, tools, source, "nodes", flags) for source in sources(root, "csrc/nodes")]
+    link_step(build, tools, module, f"{module.rpartition('.')[2]}.abi3.so", objects, torch_libraries(tools))
+    return build

@@ -1,0 +1,54 @@
+// The Python module fastnorm._C_nodes_<torch's version>: loading it gives every backend's forward ops their nodes.
+#include <Python.h>
+#include <torch/library.h>
+
+#include "nodes/batch_norm.h"
+#include "nodes/general_relu.h"
+#include "nodes/row_norm.h"
+
+namespace fastnorm {
+namespace {
+
+template <Backend kBackend>
+Tensor general_relu_fwd(const Tensor& x, OptionalNumber leak, OptionalNumber sub, OptionalNumber maxv,
+                        OptionalNumber max_leak) {
+  return general_relu(kBackend, x, {true, leak, sub, maxv, max_leak});
+}
+
+template <Backend kBackend>
+NormResults batch_norm_fwd(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& residual, const OptionalTensor& running_mean,
+                          const OptionalTensor& running_var, const OptionalTensor& factor, bool training,
+                          double momentum, double eps, bool unbiased, bool detach_stats, bool act, OptionalNumber leak,
+                          OptionalNumber sub, OptionalNumber maxv, OptionalNumber max_leak) {
+  return batch_norm(kBackend, {x, weight, bias, residual, running_mean, running_var, factor, training, momentum, eps,
+                               unbiased, detach_stats, {act, leak, sub, maxv, max_leak}});
+}
+
+template <Backend kBackend>
+NormResults row_norm_fwd(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& residual, int64_t dims, int64_t groups, double eps, bool rms,
+                        bool unbiased, bool act, OptionalNumber leak, OptionalNumber sub, OptionalNumber maxv,
+                        OptionalNumber max_leak) {
+  return row_norm(kBackend, {x, weight, bias, residual, dims, groups, eps, rms, unbiased,
+                             {act, leak, sub, maxv, max_leak}});
+}
+
+template <Backend kBackend>
+void add_nodes(torch::Library& library) {
+  library.impl("general_relu_fwd", TORCH_FN((general_relu_fwd<kBackend>)));
+  library.impl("batch_norm_fwd", TORCH_FN((batch_norm_fwd<kBackend>)));
+  library.impl("row_norm_fwd", TORCH_FN((row_norm_fwd<kBackend>)));
+}
+
+TORCH_LIBRARY_IMPL(fastnorm_eager, Autograd, library) { add_nodes<kEager>(library); }
+TORCH_LIBRARY_IMPL(fastnorm_native, Autograd, library) { add_nodes<kNative>(library); }
+TORCH_LIBRARY_IMPL(fastnorm_triton, Autograd, library) { add_nodes<kTriton>(library); }
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "fastnorm._C_nodes", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
+                      nullptr};
+
+}  // namespace
+}  // namespace fastnorm
+
+PyMODINIT_FUNC FASTNORM_NODES_INIT() { return PyModule_Create(&fastnorm::module); }
