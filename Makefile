@@ -31,8 +31,9 @@ CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name 
 demo: $(STAMPS)/demo $(STAMPS)/extension
 	$(PY) -m fastnorm demo $(ARGS)
 
-# One process per core, of two threads each. The slow half keeps each file's tests in one process: some need gigabytes.
-PYTEST := OMP_NUM_THREADS=2 $(PY) -m pytest --durations=10 -n auto
+# One process per core, of two threads each: more threads than cores, so that those that wait must sleep and not spin.
+# The slow half keeps each file's tests in one process: some need gigabytes.
+PYTEST := OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(PY) -m pytest --durations=10 -n auto
 MEANT := not gpu and not sanitizer$(if $(MODELS),, and not models)
 test: $(STAMPS)/test $(STAMPS)/extension
 	$(PYTEST) --dist worksteal -m "not slow and $(MEANT)" $(ARGS)

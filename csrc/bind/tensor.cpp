@@ -1,5 +1,6 @@
 #include "bind/tensor.h"
 
+#include <atomic>
 #include <cstdio>
 
 #if defined(__linux__)
@@ -61,6 +62,12 @@ int64_t last_cache_bytes() {
     std::fclose(file);
   }
   return kilobytes > 0 ? int64_t{kilobytes} << 10 : int64_t{32} << 20;
+}
+
+// Three quarters of it: what one call touches is seldom alone there.
+std::atomic<int64_t>& cached_bytes() {
+  static std::atomic<int64_t> bytes{last_cache_bytes() / 4 * 3};
+  return bytes;
 }
 
 struct Place {
@@ -168,9 +175,8 @@ ChannelVector channel_vector(const OptionalTensor& v, const char* name, const Te
   return {v->data_ptr(), v->stride(0), dtype_of(*v, name)};
 }
 
-bool beyond_cache(int64_t bytes) {
-  static const int64_t limit = last_cache_bytes() / 4 * 3;
-  return bytes > limit;
-}
+bool beyond_cache(int64_t bytes) { return bytes > cached_bytes().load(std::memory_order_relaxed); }
+
+int64_t set_cached_bytes(int64_t bytes) { return cached_bytes().exchange(bytes); }
 
 }  // namespace fastnorm

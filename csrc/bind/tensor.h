@@ -45,6 +45,8 @@ ChannelVector channel_vector(const OptionalTensor& v, const char* name, const Te
 
 // Whether outputs should be written past the caches: what one call touches does not fit the last of them.
 bool beyond_cache(int64_t bytes);
+// Moves that boundary and returns where it was: for tests, which reach the kernels' other stores on small tensors so.
+int64_t set_cached_bytes(int64_t bytes);
 
 // f(begin, end) over [0, units), on torch's threads if there are elements enough to pay for waking them.
 constexpr int64_t kSerialElements = 32768;

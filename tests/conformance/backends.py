@@ -14,6 +14,10 @@ from torch import Tensor
 from fastnorm.ops import native
 from fastnorm.testing import conform
 from fastnorm.testing.cases import Named, tiny
+from fastnorm.testing.streams import past_caches
+
+# The ops whose CPU kernels have other stores for what does not fit the caches: each of their cases runs twice.
+STREAMING = ("general_relu", "batch_norm", "row_norm")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class Backend:
     columns: tuple[str, ...] = ()  # the ops that it has; () is all
 
     def conform(self, case: Named) -> dict[str, Tensor]:
+        if self.name == "cpu" and case.column in STREAMING:
+            with past_caches():
+                conform(case, self.namespace, self.device)
         return conform(case, self.namespace, self.device)
 
     def takes(self, case: Named) -> bool:

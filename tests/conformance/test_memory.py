@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastnorm.ops import native
+from fastnorm.testing.streams import past_caches
+
 from .backends import REQUIRED, SANITIZED, Backend, instruction_sets
 from .guarded import cases
 
@@ -73,6 +76,22 @@ def test_heap_stays_whole(backend: Backend) -> None:
     assert bite.stdout.strip() == "overrun" and bite.returncode != 0
     result = guarded(backend.namespace, "0", str(TOTAL), "5", **checker)
     assert result.returncode == 0, report(result)
+
+
+@on_cpu
+def test_the_end_of_the_caches_moves_and_comes_back(backend: Backend) -> None:
+    """What brings small tensors to the streamed stores, here and in every conformance case of the native backend."""
+    module = native.available()
+    assert module is not None
+    before = module.set_cached_bytes(5)
+    try:
+        assert before > 0
+        with pytest.raises(RuntimeError, match="astray"), past_caches():
+            assert module.set_cached_bytes(-1) == -1
+            raise RuntimeError("astray")
+        assert module.set_cached_bytes(before) == 5
+    finally:
+        module.set_cached_bytes(before)
 
 
 def test_denormals_are_kept() -> None:
