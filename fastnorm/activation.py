@@ -50,19 +50,21 @@ def checked_activation(leak: float | None, sub: float | None, maxv: float | None
 def as_activation(act: nn.Module | Activation | None) -> Activation:
     """The numbers of an activation module: GeneralRelu, nn.ReLU, nn.LeakyReLU or nn.ReLU6 (None: the identity).
 
-    ReLU6 becomes GeneralRelu(maxv=6), whose gradient passes at exactly 6 where torch's is 0. ValueError for others.
+    ReLU6 becomes GeneralRelu(maxv=6), whose gradient passes at exactly 6 where torch's is 0. ValueError for others, and
+    for a subclass with a forward of its own.
     """
     if act is None:
         return IDENTITY
     if isinstance(act, Activation):
         return act
-    if isinstance(act, nn.ReLU6):
+    forward = getattr(type(act), "forward", None)
+    if isinstance(act, nn.ReLU6) and forward is nn.ReLU6.forward:
         return Activation(True, None, None, 6.0)
-    if isinstance(act, nn.ReLU):
+    if isinstance(act, nn.ReLU) and forward is nn.ReLU.forward:
         return Activation(True)
-    if isinstance(act, nn.LeakyReLU):
+    if isinstance(act, nn.LeakyReLU) and forward is nn.LeakyReLU.forward:
         return Activation(True, float(act.negative_slope))
-    own = getattr(act, "activation", None)
-    if isinstance(own, Activation):
-        return own
+    for base in type(act).__mro__:  # GeneralRelu is known by its property: a norm has an attribute of that name
+        if isinstance(vars(base).get("activation"), property) and forward is vars(base).get("forward"):
+            return act.activation  # type: ignore[return-value]
     raise ValueError(f"act must be a GeneralRelu, nn.ReLU, nn.LeakyReLU, nn.ReLU6 or None, got {act!r}")

@@ -12,13 +12,13 @@ MOST_BINS = 255  # of a histogram: with one more for what lies outside, all that
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_floating(x: Tensor, op: str) -> None:
+def check_floating(x: Tensor, op: str, name: str = "input") -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: input must be a Tensor, got {type(x).__name__}")
+        raise TypeError(f"{op}: {name} must be a Tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
-        raise NotImplementedError(f"{op} takes fp64, fp32, bf16 or fp16 tensors; input has dtype {x.dtype}")
+        raise NotImplementedError(f"{op} takes fp64, fp32, bf16 or fp16 tensors; {name} has dtype {x.dtype}")
     if x.layout != torch.strided:
-        raise NotImplementedError(f"{op} takes dense strided tensors; input has layout {x.layout}")
+        raise NotImplementedError(f"{op} takes dense strided tensors; {name} has layout {x.layout}")
 
 
 def check_batch(x: Tensor, training: bool, eps: float) -> None:
@@ -167,10 +167,17 @@ def exact_parameter(v: Tensor | None, name: str, shape: tuple[int, ...], x: Tens
     return v
 
 
-def momentum_factor(momentum: float | Tensor, x: Tensor) -> Tensor | None:
-    """A momentum given as a tensor, as a 0-d one; None for a number. RuntimeError for one that is no single number."""
-    if not isinstance(momentum, Tensor):
+def momentum_factor(momentum: object, x: Tensor) -> Tensor | None:
+    """A momentum given as a tensor, as a 0-d one; None for a number.
+
+    RuntimeError for a tensor that is no single number, TypeError for what is neither.
+    """
+    if isinstance(momentum, (float, int)):
         return None
+    if not isinstance(momentum, Tensor):
+        if hasattr(momentum, "__float__"):  # a number of numpy's
+            return None
+        raise TypeError(f"momentum must be a number or a tensor of one, got {type(momentum).__name__}")
     if momentum.numel() != 1 or momentum.dtype not in FLOATING or momentum.device != x.device:
         raise RuntimeError(
             f"momentum as a tensor must be one floating number on {x.device}, got shape {tuple(momentum.shape)}, "
@@ -185,7 +192,7 @@ def residual_like(residual: Tensor | None, x: Tensor) -> Tensor | None:
         return None
     if residual is x:  # a compiler refuses a Function that is given one tensor twice
         return residual.view_as(x)
-    check_floating(residual, "a norm's residual")
+    check_floating(residual, "a norm", "residual")
     if residual.shape != x.shape:
         raise ValueError(f"residual must have input's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
     if residual.device != x.device:

@@ -33,6 +33,10 @@ ADDITIONS: dict[Any, Callable[[Any, Any], Any]] = {
 }
 # Layers whose result is a new tensor, which nobody else can change before its only reader reads it.
 FRESH = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+INPLACE = {
+    getattr(operator, f"i{name}")
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+}
 
 
 class Unprovable(Exception):
@@ -190,6 +194,7 @@ def _fuse_sum(add: fx.Node, node: fx.Node, after: list[fx.Node], act: Activation
     norm, chain = ends[chosen]
     _checked(norm, [*chain, *after], node, root)
     _check_move(norm, add, root)
+    _check_kept(summands[1 - chosen], add, root)
     with add.graph.inserting_before(add):
         merged = add.graph.call_module(str(norm.target), (norm.args[0], summands[1 - chosen]))
     merged.meta["act"], merged.meta["add"] = act, operation
@@ -210,3 +215,21 @@ def _check_move(norm: fx.Node, add: fx.Node, root: nn.Module) -> None:
         return
     if type(_module(source, root)) not in FRESH or len(source.users) > 1:
         raise Unprovable("what it reads could be changed before the other summand is computed")
+
+
+def _check_kept(residual: fx.Node, add: fx.Node, root: nn.Module) -> None:
+    """Raises Unprovable where the other summand is changed after the sum: a fused norm saves it, a sum does not."""
+    later = add.next
+    while later.op != "output":
+        if residual in later.all_input_nodes and _writes(later, root) and later.args[0] is residual:
+            raise Unprovable("the other summand is changed in place after the sum")
+        later = later.next
+
+
+def _writes(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node may change its first argument: in-place operators, torch's names that end in _, `inplace`."""
+    if node.op == "call_module":
+        return bool(getattr(_module(node, root), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    asked = bool(node.kwargs.get("inplace")) or any(arg is True for arg in node.args)
+    return node.target in INPLACE or asked or (name.endswith("_") and not name.endswith("__"))

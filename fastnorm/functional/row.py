@@ -115,6 +115,8 @@ def rms_norm(
     Source: Zhang and Sennrich 2019; torch.nn.functional.rms_norm; docs/math.md, R1-R6.
     """
     check_floating(input, "rms_norm")
+    if input.dim() == 0:  # torch's type for this one
+        raise ValueError("rms_norm: input must have at least 1 dim, got shape ()")
     shape = checked_shape(normalized_shape, input)
     x = _autocast(input)
     if eps is None:

@@ -46,7 +46,7 @@ def _module_instance_norm(
     arguments = running_mean, running_var, weight, bias, use_input_stats, 0.0 if momentum is None else momentum, eps
     if channel_dim == 1:
         return instance_norm(input, *arguments, act=activation, residual=residual)
-    batched = None if residual is None else residual.unsqueeze(0)
+    batched = residual.unsqueeze(0) if isinstance(residual, Tensor) else residual
     return instance_norm(input.unsqueeze(0), *arguments, act=activation, residual=batched).squeeze(0)
 
 

@@ -22,20 +22,15 @@ from fastnorm.eager.rmsprop import rmsprop_step as reference_rmsprop
 from fastnorm.eager.sgd import sgd_step as reference_sgd
 from fastnorm.ops import optim as ops
 from fastnorm.ops.backend import resolve
+from fastnorm.optim.arguments import check_number, check_tensor
 
 
-def _run(spec: StepSpec, tensors: Sequence[Tensor], values: Sequence[Value], backend: str | None) -> tuple[Tensor, ...]:
-    param = tensors[0]
-    for t in tensors[1:]:
-        if t.shape != param.shape:
-            raise ValueError(f"all tensors must have param's shape {tuple(param.shape)}, one has {tuple(t.shape)}")
-        if t.device != param.device or t.is_complex() != param.is_complex():
-            raise ValueError(
-                f"all tensors must be as param on {param.device} and real or complex, one is not: {t.dtype}"
-            )
-    for value in values:
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError(f"a hyper-parameter given as a tensor must have one element, got {tuple(value.shape)}")
+def _run(spec: StepSpec, named: dict[str, Tensor], hyper: dict[str, Value], backend: str | None) -> tuple[Tensor, ...]:
+    param, tensors, values = named["param"], named.values(), hyper.values()
+    for name, t in named.items():
+        check_tensor(name, t, param)
+    for name, value in hyper.items():
+        check_number(name, value)
     if not param.is_complex():
         return optim_step(spec, [*tensors, *values], resolve(param, backend, "optim_out"))
     pairs = [torch.view_as_real(t.resolve_conj()) for t in tensors]
@@ -72,7 +67,9 @@ def sgd_step(
         `(param,)`, or `(param, momentum_buffer)` with momentum: new tensors.
 
     Raises:
-        ValueError: for shapes or devices that differ, and for a buffer without momentum.
+        TypeError: for what is no tensor.
+        ValueError: for shapes, devices or kinds of dtype that differ, for integers and sparse tensors, and for a buffer
+            without momentum.
 
     Source: docs/math.md, O1 and O2.
     """
@@ -80,11 +77,13 @@ def sgd_step(
     if not moving and momentum_buffer is not None:
         raise ValueError("momentum_buffer was given, but momentum is 0")
     first = moving and momentum_buffer is None
-    states = []
-    if moving:
+    named = {"param": param, "grad": grad}
+    if first:
+        check_tensor("param", param, param)
         half = param.dtype in (torch.bfloat16, torch.float16)
-        empty = torch.zeros_like(param, dtype=torch.float32 if half else None, requires_grad=False)
-        states = [empty if momentum_buffer is None else momentum_buffer]
+        momentum_buffer = torch.zeros_like(param, dtype=torch.float32 if half else None, requires_grad=False)
+    if momentum_buffer is not None:
+        named["momentum_buffer"] = momentum_buffer
 
     def reference(tensors: Sequence[Tensor], values: Sequence[Value]) -> tuple[Tensor, ...]:
         lr, momentum, dampening, weight_decay = values
@@ -97,8 +96,9 @@ def sgd_step(
     def hyper(numbers: Sequence[float]) -> list[float]:
         return [*numbers, float(decoupled_weight_decay), float(nesterov), float(lerp), float(maximize)]
 
-    spec = StepSpec(ops.SGD, 2 + len(states), reference, hyper, first=first)
-    return _run(spec, [param, grad, *states], [lr, momentum, dampening, weight_decay], backend)
+    spec = StepSpec(ops.SGD, len(named), reference, hyper, first=first)
+    values = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+    return _run(spec, named, values, backend)
 
 
 def rmsprop_step(
@@ -137,14 +137,20 @@ def rmsprop_step(
         `(param, square_avg)`, then what was given of `momentum_buffer` and `grad_avg`: new tensors.
 
     Raises:
-        ValueError: for shapes or devices that differ, and for momentum without a buffer or the reverse.
+        TypeError: for what is no tensor.
+        ValueError: for shapes, devices or kinds of dtype that differ, for integers and sparse tensors, and for momentum
+            without a buffer or the reverse.
 
     Source: docs/math.md, O1 and O3.
     """
     moving = isinstance(momentum, Tensor) or momentum != 0
     if moving != (momentum_buffer is not None):
         raise ValueError("momentum and momentum_buffer must be given together")
-    states = [t for t in (square_avg, momentum_buffer, grad_avg) if t is not None]
+    named = {"param": param, "grad": grad, "square_avg": square_avg}
+    if momentum_buffer is not None:
+        named["momentum_buffer"] = momentum_buffer
+    if grad_avg is not None:
+        named["grad_avg"] = grad_avg
 
     def reference(tensors: Sequence[Tensor], values: Sequence[Value]) -> tuple[Tensor, ...]:
         lr, alpha, eps, weight_decay, momentum = values
@@ -160,8 +166,9 @@ def rmsprop_step(
         switches = (grad_avg is not None, eps_inside_sqrt, decoupled_weight_decay, lr_in_momentum, first_grad, maximize)
         return [*numbers, *map(float, switches)]
 
-    spec = StepSpec(ops.RMSPROP, 2 + len(states), reference, hyper, step=1.0 if first_grad else 2.0)
-    return _run(spec, [param, grad, *states], [lr, alpha, eps, weight_decay, momentum], backend)
+    spec = StepSpec(ops.RMSPROP, len(named), reference, hyper, step=1.0 if first_grad else 2.0)
+    values = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
+    return _run(spec, named, values, backend)
 
 
 def _count(step: int | float | Tensor) -> float | Tensor:
@@ -227,12 +234,16 @@ def adam_step(
         `(param, exp_avg, exp_avg_sq)` and, if given, `max_exp_avg_sq`: new tensors.
 
     Raises:
-        ValueError: for shapes or devices that differ, and for a step below 1.
+        TypeError: for what is no tensor.
+        ValueError: for shapes, devices or kinds of dtype that differ, for integers and sparse tensors, and for a step
+            below 1.
 
     Source: docs/math.md, O1, O4 and O6.
     """
     count = _count(step)
-    states = [t for t in (exp_avg, exp_avg_sq, max_exp_avg_sq) if t is not None]
+    named = {"param": param, "grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    if max_exp_avg_sq is not None:
+        named["max_exp_avg_sq"] = max_exp_avg_sq
 
     def reference(tensors: Sequence[Tensor], values: Sequence[Value]) -> tuple[Tensor, ...]:
         lr, beta1, beta2, eps, weight_decay = values
@@ -245,5 +256,6 @@ def adam_step(
     def hyper(numbers: Sequence[float]) -> list[float]:
         return [*numbers, float(decoupled_weight_decay), float(eps_inside_sqrt), float(maximize)]
 
-    spec = StepSpec(ops.ADAM, 2 + len(states), reference, hyper, step=count, fused_backward=_adam_backward)
-    return _run(spec, [param, grad, *states], [lr, *betas, eps, weight_decay], backend)
+    spec = StepSpec(ops.ADAM, len(named), reference, hyper, step=count, fused_backward=_adam_backward)
+    values = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "weight_decay": weight_decay}
+    return _run(spec, named, values, backend)

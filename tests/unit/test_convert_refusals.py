@@ -38,6 +38,27 @@ class IntoTheOther(Block):
         return F.relu(y)
 
 
+class ChangedAfterwards(Block):
+    def forward(self, x: Tensor) -> Any:
+        y = x * 2
+        z = self.bn1(x) + y
+        y += 1  # a sum does not save y for its backward; a fused norm does
+        return F.relu(z) + y
+
+
+class ActivatedAfterwards(Block):
+    def forward(self, x: Tensor) -> Any:
+        y = x * 2
+        z = F.relu(self.bn1(x) + y)
+        return z + F.leaky_relu(y, inplace=True)
+
+
+class ChangedBefore(Block):
+    def forward(self, x: Tensor) -> Any:
+        y = (x * 2).add_(1)
+        return F.relu(self.bn1(x) + y) + y * 2
+
+
 class ToItself(Block):
     def forward(self, x: Tensor) -> Any:
         y = self.bn1(x)
@@ -220,6 +241,8 @@ REASONS: list[tuple[Callable[[], nn.Module], str]] = [
     (UsedTwice, "its result is used elsewhere as well, before the activation"),
     (SumUsedTwice, "the sum is used elsewhere as well, before the activation"),
     (IntoTheOther, "the sum is written into the other summand"),
+    (ChangedAfterwards, "the other summand is changed in place after the sum"),
+    (ActivatedAfterwards, "the other summand is changed in place after the sum"),
     (ToItself, "it is added to itself"),
     (Moved, "what it reads could be changed before the other summand is computed"),
     (Branching, "its forward cannot be traced: symbolically traced variables cannot be used as inputs to control flow"),
@@ -264,6 +287,10 @@ def test_the_reason(make: Callable[[], nn.Module], reason: str) -> None:
     assert torch.equal(torch.get_rng_state(), state[0])
     assert random.getstate() == state[1]
     assert "isinstance" not in globals()
+
+
+def test_a_summand_changed_before_the_sum_is_no_hindrance() -> None:
+    assert len(fastnorm.convert(ChangedBefore()).fused) == 1
 
 
 def test_a_scaled_sum_is_no_pattern() -> None:

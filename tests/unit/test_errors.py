@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ def test_dtype_of_the_input(cpu_backend: str, training: bool, dtype: torch.dtype
         general_relu(x, 0.1)
     with pytest.raises(NotImplementedError, match=f"general_relu.*input has dtype {dtype}"):
         general_relu(x, 0.1, inplace=True)
-    with pytest.raises(NotImplementedError, match=f"residual.* dtype {dtype}"):
+    with pytest.raises(NotImplementedError, match=f"residual has dtype {dtype}"):
         call((4, 3), training, residual=x)
 
 
@@ -186,7 +187,7 @@ def test_sparse_input(cpu_backend: str, training: bool) -> None:
             call(training=training, input=sparse)
         with pytest.raises(NotImplementedError, match=f"general_relu.*layout {sparse.layout}"):
             general_relu(sparse, 0.1)
-    with pytest.raises(NotImplementedError, match=r"residual.*layout torch\.sparse_coo"):
+    with pytest.raises(NotImplementedError, match=r"residual has layout torch\.sparse_coo"):
         call((4, 3), training, residual=x.to_sparse())
 
 
@@ -240,13 +241,55 @@ def test_tensor_momentum_must_be_one_number_on_the_inputs_device(cpu_backend: st
 
 @pytest.mark.parametrize("name", ["input", "weight", "bias", "running_mean", "running_var", "residual"])
 def test_what_is_no_tensor(cpu_backend: str, name: str) -> None:
-    with pytest.raises(TypeError, match=name):
+    with pytest.raises(TypeError, match=f"{name} must be a Tensor"):
         call(**{name: [1.0, 1.0, 1.0]})
+
+
+@pytest.mark.parametrize("momentum", ["0.1", None, [0.1]], ids=repr)
+def test_momentum_that_is_no_number(momentum: Any) -> None:
+    with pytest.raises(TypeError, match="momentum must be a number"):
+        call(momentum=momentum)
+
+
+@pytest.mark.parametrize("momentum", [1, True, numpy.float32(0.5)], ids=repr)
+def test_momentum_may_be_any_number(cpu_backend: str, momentum: Any) -> None:
+    x, mean = torch.randn(4, 3, 5), torch.zeros(3)
+    call(input=x, running_mean=mean, momentum=momentum)
+    torch.testing.assert_close(mean, float(momentum) * x.mean((0, 2)))
 
 
 def test_what_is_no_tensor_for_general_relu() -> None:
     with pytest.raises(TypeError, match=r"\bx\b|input"):
         general_relu([1.0], 0.1)
+
+
+class Louder(nn.ReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return 100 * super().forward(x)
+
+
+class LouderGeneralRelu(fastnorm.GeneralRelu):
+    def forward(self, x: Tensor) -> Tensor:
+        return 100 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [Louder(), LouderGeneralRelu(0.1), fastnorm.BatchNorm1d(3, act=nn.ReLU()), fastnorm.LayerNorm(5, act=nn.ReLU())],
+    ids=lambda act: type(act).__name__,
+)
+def test_act_that_computes_something_else(act: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"act must be a GeneralRelu.*or None, got"):
+        fastnorm.BatchNorm1d(3, act=act)
+
+
+def test_act_of_a_subclass_with_the_same_forward() -> None:
+    class Relu(nn.ReLU): ...
+
+    class Own(fastnorm.GeneralRelu): ...
+
+    assert fastnorm.BatchNorm1d(3, act=Relu()).activation == fastnorm.BatchNorm1d(3, act=nn.ReLU()).activation
+    assert fastnorm.BatchNorm1d(3, act=Own(0.1)).activation.leak == 0.1
 
 
 def test_failed_calls_leave_the_statistics_alone(cpu_backend: str) -> None:

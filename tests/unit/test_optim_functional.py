@@ -258,11 +258,25 @@ def test_what_is_refused() -> None:
     p, g = torch.zeros(3), torch.zeros(3)
     with pytest.raises(ValueError, match="step must be at least 1"):
         adam_step(p, g, p, p, step=0)
-    with pytest.raises(ValueError, match=r"param's shape \(3,\), one has \(4,\)"):
+    with pytest.raises(ValueError, match=r"grad must have param's shape \(3,\), got \(4,\)"):
         adam_step(p, torch.zeros(4), p, p, step=1)
+    with pytest.raises(ValueError, match=r"exp_avg_sq must have param's shape"):
+        adam_step(p, g, p, torch.zeros(2), step=1)
+    with pytest.raises(TypeError, match="exp_avg must be a Tensor, got NoneType"):
+        adam_step(p, g, None, p, step=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"param must be dense, of fp64.*got torch\.int32"):
+        adam_step(p.int(), g, p, p, step=1)  # it gave a step rounded to integers
+    with pytest.raises(ValueError, match="param must be dense"):
+        sgd_step(p.int(), g, momentum=0.9)
+    with pytest.raises(ValueError, match=r"grad must be dense.*torch\.sparse_coo"):
+        rmsprop_step(p, g.to_sparse(), p)
+    with pytest.raises(ValueError, match="grad must be on param's device cpu, got meta"):
+        sgd_step(p, g.to("meta"))
+    with pytest.raises(ValueError, match=r"grad must be real or complex as param \(torch.float32\) is"):
+        sgd_step(p, g.to(torch.complex64))
     with pytest.raises(ValueError, match="momentum and momentum_buffer"):
         rmsprop_step(p, g, p, momentum=0.9)
     with pytest.raises(ValueError, match="momentum is 0"):
         sgd_step(p, g, p)
-    with pytest.raises(ValueError, match="must have one element"):
+    with pytest.raises(ValueError, match="lr given as a tensor must have one element"):
         sgd_step(p, g, lr=torch.zeros(2))

@@ -34,6 +34,7 @@ AS_TORCH: dict[str, tuple[Call, type[Exception], str]] = {
         RuntimeError,
         r"normalized_shape=\[1\].*size ?\[\]",
     ),
+    "rms of no dims": (lambda f: f.rms_norm(ones(()), (1,)), ValueError, "must have at least 1 dim"),
     "layer without a shape": (lambda f: f.layer_norm(x(), ()), RuntimeError, "normalized_shape to be at least 1-dim"),
     "layer shape of a number": (lambda f: f.layer_norm(x(), 5), TypeError, "normalized_shape.*must be"),
     "layer weight": (
