@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # pip runs this file without its folder on the pa
 
 from build_tools.cuda_steps import plan_cuda  # noqa: E402
 from build_tools.errors import CannotBuild  # noqa: E402
-from build_tools.nodes_steps import nodes_module, plan_nodes  # noqa: E402
+from build_tools.nodes_steps import build_nodes, nodes_module  # noqa: E402
 from build_tools.nvcc import Nvcc, find_nvcc  # noqa: E402
 from build_tools.runner import run_build  # noqa: E402
 from build_tools.steps import plan_build  # noqa: E402
@@ -85,27 +85,13 @@ class NinjaBuildExt(build_ext):
         if NVCC is not None:
             plan_cuda(build, TOOLS, NVCC, ROOT)
         run_build(build, root=ROOT, ninja=find_ninja(), jobs=read_jobs(os.environ))
-        products = build.products | build_nodes(TOOLS)
+        products = build.products | build_nodes(TOOLS, ROOT, say)
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)  # a process may have the old file mapped: never write into it
             if extension.name in products:
                 shutil.copy(ROOT / products[extension.name], target)
-
-
-def build_nodes(tools: Toolchain) -> dict[str, str]:
-    """The autograd nodes' module, or nothing where they cannot be had, and the reason has been told."""
-    if tools.sanitize:
-        return {}
-    nodes = plan_nodes(tools, ROOT)
-    try:
-        run_build(nodes, root=ROOT, ninja=find_ninja(), jobs=read_jobs(os.environ))
-    except CannotBuild:
-        say(f"WARNING: the autograd nodes do not compile against torch {tools.torch_version}, as the compiler says")
-        say("above. Everything works without them; a backward pass takes longer for small tensors.")
-        return {}
-    return nodes.products
 
 
 def extensions(tools: Toolchain | None, nvcc: Nvcc | None) -> list[Extension]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from build_tools.errors import CannotBuild
+from build_tools.runner import run_build
 from build_tools.steps import Build, compile_step, link_step, sources, torch_libraries
-from build_tools.toolchain import Toolchain
+from build_tools.toolchain import Toolchain, find_ninja, read_jobs
 
 
 def nodes_module(torch_version: str) -> str:
@@ -29,3 +33,17 @@ def plan_nodes(tools: Toolchain, root: Path) -> Build:
     objects = [compile_step(build, tools, source, "nodes", flags) for source in sources(root, "csrc/nodes")]
     link_step(build, tools, module, f"{module.rpartition('.')[2]}.abi3.so", objects, torch_libraries(tools))
     return build
+
+
+def build_nodes(tools: Toolchain, root: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """The module's name and file, or nothing where it cannot be had, and the reason has been told."""
+    if tools.sanitize:
+        return {}
+    nodes = plan_nodes(tools, root)
+    try:
+        run_build(nodes, root=root, ninja=find_ninja(), jobs=read_jobs(os.environ))
+    except CannotBuild:
+        say(f"WARNING: the autograd nodes do not compile against torch {tools.torch_version}, as the compiler says")
+        say("above. Everything works without them; a training step takes longer where tensors are small.")
+        return {}
+    return nodes.products

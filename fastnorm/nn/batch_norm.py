@@ -84,10 +84,8 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self, input: Tensor, residual: Tensor | None = None, *, act: nn.Module | Activation | None = None
     ) -> Tensor:
         """act(norm(input) + residual), with the layer's own act where none is given to the call."""
-        parameters, buffers = (
-            self._parameters,
-            self._buffers,
-        )  # a module's own attribute look-up costs as much as an op
+        # A module's own attribute look-up costs as much as an op.
+        parameters, buffers = self._parameters, self._buffers
         return _module_batch_norm(
             input,
             residual,

@@ -10,11 +10,8 @@ from types import ModuleType
 
 import torch
 
-CUDA_COLUMNS = (
-    "activation_stats",
-    "batch_norm",
-    "optim",
-)  # the ops that fastnorm._C_cuda has kernels for; Triton has all
+# The ops that fastnorm._C_cuda has kernels for; Triton has all.
+CUDA_COLUMNS = ("activation_stats", "batch_norm", "optim")
 _BUILD = "build it with `pip install --no-build-isolation -e .` in the source tree, where torch and a C++ compiler are"
 _BUILD_CUDA = "build it with `FASTNORM_BUILD=cuda pip install --no-build-isolation -e .` in the source tree"
 
