@@ -19,10 +19,15 @@ from fastnorm.optim.rule import Group, Rule
 PLAIN = (Tensor, torch.nn.Parameter)  # a subclass may not lie where its data_ptr says
 
 
+def read_as_stored(t: Tensor) -> bool:
+    """Whether the numbers of a tensor are those in its memory: not a view that negates what it reads."""
+    return type(t) in PLAIN and t.layout == torch.strided and not t.is_neg()
+
+
 def backend_of(entry: Entry) -> str:
     """What updates this parameter; `eager` is the reference, one parameter after the other."""
     param = entry.param
-    if type(param) not in PLAIN or param.layout != torch.strided:
+    if not all(map(read_as_stored, (param, *entry.states, *([] if entry.master is None else [entry.master])))):
         return "eager"
     backend = resolve(torch.view_as_real(param.detach()) if param.is_complex() else param, None, "optim")
     return "eager" if launches(backend, param) and not fits_kernel(entry) else backend

@@ -226,6 +226,19 @@ def test_o13_a_complex_parameter_is_two_real_ones(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", CLASSES)
+def test_a_parameter_that_negates_its_memory(cls: Any) -> None:
+    """The imaginary part of a conjugate is a view whose memory holds the other sign."""
+    values, grad = torch.randn(6, dtype=torch.complex64).conj().imag.detach(), torch.ones(6)
+    assert values.is_neg()
+    plain, negated = param(values.clone().resolve_neg(), grad), values.requires_grad_()
+    negated.grad = grad.clone()
+    ours, theirs = cls([negated], lr=0.1), cls([plain], lr=0.1)
+    for optimizer in (ours, theirs, ours, theirs):
+        optimizer.step()
+    torch.testing.assert_close(negated.detach().resolve_neg(), plain.detach())
+
+
+@pytest.mark.parametrize("cls", CLASSES)
 def test_tensors_that_are_replaced_between_steps_are_noticed(cls: Any) -> None:
     kwargs = {"lr": 0.1, **({"momentum": 0.9} if cls in (optim.SGD, optim.RMSprop) else {})}
     p, q = (param(torch.ones(70), torch.ones(70)) for _ in range(2))
