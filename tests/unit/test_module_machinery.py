@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,6 +29,44 @@ def test_conversions_take_the_buffers_along(cpu_backend: str) -> None:
         assert {name: t.dtype for name, t in ours.state_dict().items()} == kinds
     moved = fastnorm.BatchNorm2d(3).to(torch.float64, memory_format=torch.channels_last)
     assert moved.running_var.dtype == torch.float64 and moved.num_batches_tracked.dtype == torch.int64
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "batch": lambda: fastnorm.BatchNorm2d(6, act=nn.ReLU()),
+    "sync": lambda: fastnorm.SyncBatchNorm(6),
+    "layer": lambda: fastnorm.LayerNorm(5, act=nn.ReLU()),
+    "layer2d": lambda: fastnorm.LayerNorm2d(6),
+    "group": lambda: fastnorm.GroupNorm(2, 6),
+    "instance": lambda: fastnorm.InstanceNorm2d(6, affine=True, track_running_stats=True),
+    "rms": lambda: fastnorm.RMSNorm(5),
+    "lesson batch": lambda: fastnorm.LessonBatchNorm(6),
+    "lesson layer": lambda: fastnorm.LessonLayerNorm(6),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_default_dtype(cpu_backend: str, name: str) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        layer = LAYERS[name]()
+        x = torch.randn(4, 6, 5, 5, requires_grad=True)
+        layer(x).sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    kinds = {t.dtype for t in layer.state_dict().values() if t.is_floating_point()}
+    assert kinds == {x.grad.dtype} == {torch.float64}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_default_device(name: str) -> None:
+    torch.set_default_device("meta")
+    try:
+        layer = LAYERS[name]()
+        x = torch.randn(4, 6, 5, 5, requires_grad=True)
+        layer(x).sum().backward()
+    finally:
+        torch.set_default_device(None)
+    assert {t.device.type for t in (x.grad, *layer.state_dict().values())} == {"meta"}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("training", [True, False])
