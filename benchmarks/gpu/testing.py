@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -119,10 +120,8 @@ def run_tests(
     command += ["--columns", ",".join(session.columns)]
     variables: dict[str, str] = {"FASTNORM_TEST_BACKENDS": names, "PYTHONPATH": str(ROOT), **(environment or {})}
     if session.dry_run:
-        if prefix:
-            print(f"== {step}: {' '.join(command)}")
-            command = command[len(prefix) :]
-        status, said = session.run(step, [*command, "--collect-only"], variables)
+        print(f"== {step}: {' '.join(command)}")
+        status, said = collected(session, tuple(command[len(prefix) :]), tuple(variables.items()))
         return Outcome(step, PASS if status == 0 else FAIL, f"dry run, {names}: {said}")
     passed = session.out / "passed.txt"
     with tempfile.TemporaryDirectory() as folder:
@@ -134,6 +133,12 @@ def run_tests(
         counts = json.loads(summary.read_text()) if summary.exists() else None
     before = 0 if prefix else passed_before(passed, arguments, backends)
     return judged(step, status, said, counts, names, before, may_skip=may_skip)
+
+
+@functools.cache
+def collected(session: Session, command: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> tuple[int, str]:
+    """Has pytest find the tests that it would run: once for the tools that take the same ones."""
+    return session.run("collect", [*command, "--collect-only"], dict(variables))
 
 
 def passed_before(file: Path, arguments: Sequence[str], backends: Sequence[str] = ()) -> int:
