@@ -39,7 +39,11 @@ void sum_columns(const GradRun<T> g, const Act& activation, int64_t rows, int64_
     int64_t i = r * width + c;
     const int64_t ahead = next_tile<T>(width, count);
     for (int64_t row = 0; row < count; ++row, i += width) {
-      for (int k = 0; ahead > 0 && k < K; ++k) prefetch(g.x + i + ahead + k * L), prefetch(g.dy + i + ahead + k * L);
+      for (int k = 0; ahead > 0 && k < K; ++k) {
+        const int64_t at = i + ahead + k * L;
+        prefetch(g.x + at), prefetch(g.dy + at);
+        if constexpr (kWay == Way::residual) prefetch(g.residual + at), prefetch_to_write(g.dresidual + at);
+      }
       for (int k = 0; k < K; ++k) {
         const V x = load(g.x + i + k * L, lanes);
         const V dz = keep_first<T>(

@@ -245,6 +245,7 @@ FASTNORM_INLINE void load_two(const bfloat16* p, vfloat& a, vfloat& b) {
 
 // Fetches the cache line of p into L2; p may lie outside of any tensor.
 FASTNORM_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
+FASTNORM_INLINE void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1, 2); }
 template <class T>
 FASTNORM_INLINE void prefetch_run(const T* p, int64_t n) {
   constexpr int64_t kLine = 64 / sizeof(T);
