@@ -46,6 +46,12 @@ class Timing:
     rejected: list[float] = dataclasses.field(default_factory=list)
     noisy: bool = False
 
+    def add(self, other: Timing) -> None:
+        """Take in what another measurement of the same candidate found."""
+        self.accepted += other.accepted
+        self.rejected += other.rejected
+        self.noisy = self.noisy or other.noisy
+
     def divide(self, parts: int) -> None:
         """Each timed call was so many calls in one."""
         for seconds in (self.accepted, self.rejected):

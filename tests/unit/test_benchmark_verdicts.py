@@ -82,3 +82,9 @@ def test_a_replay_of_several_sets_is_divided() -> None:
     timing_of = timing.Timing(1, [8.0, 4.0], [2.0])
     timing_of.divide(4)
     assert (timing_of.accepted, timing_of.rejected) == ([2.0, 1.0], [0.5])
+
+
+def test_measurements_of_one_candidate_add_up() -> None:
+    first, second = timing.Timing(1, [8.0], [2.0]), timing.Timing(1, [4.0, 6.0], [], noisy=True)
+    first.add(second)
+    assert (first.accepted, first.rejected, first.noisy) == ([8.0, 4.0, 6.0], [2.0], True)
