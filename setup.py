@@ -77,7 +77,7 @@ def choose_nvcc(tools: Toolchain | None) -> Nvcc | None:
 
 
 class NinjaBuildExt(build_ext):
-    """Builds all modules in one go, then puts each where setuptools expects it."""
+    """Builds all modules, the one that may be missing last, then puts each where setuptools expects it."""
 
     def build_extensions(self) -> None:
         assert TOOLS is not None

@@ -100,25 +100,15 @@ def batch_norm(
     if nodes_record():
         y: Tensor = OPS[backend].batch_norm_fwd(*tensors, *options)[0]
     else:
-        y = _recorded_here(*tensors, options, backend)
+        y = _recorded_here(tensors, options, backend)
     if recompute.wanted() and training and residual is None and y.requires_grad:
         again = (x, weight, bias, None, None, None, None, *options)  # the running statistics have moved already
         recompute.remember(y, lambda: below_autograd(OPS[backend].batch_norm_fwd, *again)[0], (x, weight, bias))
     return y
 
 
-def _recorded_here(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    factor: Tensor | None,
-    options: tuple[Any, ...],
-    backend: str,
-) -> Tensor:
-    tensors = (x, weight, bias, residual, running_mean, running_var, factor)
+def _recorded_here(tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], backend: str) -> Tensor:
+    x, weight, bias, residual, running_mean, running_var, _ = tensors
     if wants_grad(x, weight, bias, residual):
         y: Tensor = BatchNormFunction.apply(*tensors, (*options, backend, False))
     else:

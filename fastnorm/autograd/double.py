@@ -57,15 +57,10 @@ def batch_norm(
     eps: float,
     unbiased: bool,
     detach_stats: bool,
-    active: bool,
-    leak: float | None,
-    sub: float | None,
-    maxv: float | None,
-    max_leak: float | None,
+    *act: Any,
 ) -> list[Tensor]:
     """Those of dx, dweight, dbias, dresidual that are needed. mean, rstd: constants where statistics are fixed."""
     fixed = None if training else (mean, rstd)
-    act = (active, leak, sub, maxv, max_leak)
     return _grads(
         lambda x, w, b, r: eager_batch.batch_norm(x, w, b, r, fixed, eps, unbiased, detach_stats, *act),
         [x, weight, bias, residual],
@@ -86,14 +81,9 @@ def row_norm(
     eps: float,
     rms: bool,
     unbiased: bool,
-    active: bool,
-    leak: float | None,
-    sub: float | None,
-    maxv: float | None,
-    max_leak: float | None,
+    *act: Any,
 ) -> list[Tensor]:
     """Those of dx, dweight, dbias, dresidual that are needed."""
-    act = (active, leak, sub, maxv, max_leak)
     return _grads(
         lambda x, w, b, r: eager_row.row_norm(x, w, b, r, dims, groups, eps, rms, unbiased, *act),
         [x, weight, bias, residual],

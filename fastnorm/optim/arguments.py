@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from fastnorm.ops.backend import DTYPES
 
 
 def check_tensor(name: str, t: object, param: Tensor) -> None:
     """A tensor that can be stepped together with param: TypeError or ValueError where it cannot."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(t).__name__}")
-    if t.layout != torch.strided or not (t.dtype in REAL or t.is_complex()):
+    if t.layout != torch.strided or not (t.dtype in DTYPES or t.is_complex()):
         raise ValueError(f"{name} must be dense, of fp64, fp32, bf16, fp16 or complex, got {t.dtype}, {t.layout}")
     if t.shape != param.shape:
         raise ValueError(f"{name} must have param's shape {tuple(param.shape)}, got {tuple(t.shape)}")
