@@ -233,7 +233,9 @@ void sync_grid() {
 
 const uint64_t* exchange(Where where, unsigned mask, uint64_t value) {
   Thread& t = self();
-  if (mask != 0xffffffffu) fail("%s:%d: the emulation knows shuffles and votes of whole warps only", where.file, where.line);
+  if (mask != 0xffffffffu) {
+    fail("%s:%d: the emulation knows shuffles and votes of whole warps only", where.file, where.line);
+  }
   Warp& w = t.block->warps[t.index / 32];
   uint64_t* const slots = w.slot[t.parity];
   t.parity ^= 1;
