@@ -12,16 +12,26 @@ namespace {
 
 constexpr int64_t kNearBytes = 640 << 10;  // of a 1 MB L2: what planes_fwd reads twice should stay there
 constexpr int64_t kRunBytes = 24 << 10;    // where a plane is a page or more, runs of this much feed the prefetcher:
-constexpr int64_t kPageBytes = 4 << 10;    // the next sweep then reads L3, and it is still 20 % faster (bf16)
+                                           // the next sweep then reads L3, and it is still 20 % faster (bf16)
+constexpr int64_t kShortPlanes = 16;       // of short planes that come from memory; from L3, as many as there may be
 
-// Channels to take together so that they stay near between two sweeps, and every thread still gets some.
-int64_t channels_together(const BatchNormShape& shape, int64_t element, int64_t streams) {
+// Channels to take together so that they stay near between two sweeps, and every thread still gets some. Short planes
+// of one channel lie a sample apart, mostly a multiple of a page, and so share few sets of L2: they would not stay.
+int64_t channels_together(const BatchNormShape& shape, int64_t element, int64_t streams, bool stream) {
   const int64_t fitting = kNearBytes / (shape.per_channel() * element * streams + 1);
-  const int64_t running = shape.S * element >= kPageBytes ? kRunBytes / (shape.S * element) : 0;
+  const int64_t running = short_plane(shape.S * element) ? (stream ? kShortPlanes : kMostChannels)
+                                                         : kRunBytes / (shape.S * element);
   const int64_t near = fitting > running ? fitting : running;
   const int64_t threads = torch::stable::get_num_threads(), share = (shape.C + threads - 1) / threads;
   const int64_t most = near < kMostChannels ? near : kMostChannels;
   return most < 1 ? 1 : most < share ? most : share;
+}
+
+// Whether stores go past the caches. A line that two planes share cannot, and each one between those that do costs tens
+// of nanoseconds: short planes must be whole lines.
+bool streams_planes(const BatchNormGeometry& g, int64_t element, int64_t bytes) {
+  const int64_t plane = g.shape.S * element;
+  return beyond_cache(bytes) && (g.rows || !short_plane(plane) || plane % 64 == 0);
 }
 
 // Whether a channel is shared between threads: there are too few channels to go round.
@@ -144,8 +154,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_fwd(
   args.act = activation(act, leak, sub, maxv, max_leak);
   args.eps = eps, args.training = training, args.unbiased = unbiased;
   const int64_t bytes = elements(g.shape) * size_of(dtype);
-  args.stream = beyond_cache(bytes * (residual.has_value() ? 3 : 2));
-  args.together = channels_together(g.shape, size_of(dtype), 1);
+  args.stream = streams_planes(g, size_of(dtype), bytes * (residual.has_value() ? 3 : 2));
+  args.together = channels_together(g.shape, size_of(dtype), 1, args.stream);
   if (x.numel() > 0) forward(args, g.rows);
   else batch_norm_running_stats(args);
   return {y, mean, rstd};
@@ -177,8 +187,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_bwd(
   args.act = activation(act, leak, sub, maxv, max_leak);
   args.batch_stats = batch_stats, args.unbiased = unbiased;
   const int64_t streams = through ? 5 : 3, bytes = elements(g.shape) * size_of(dtype);
-  args.stream = beyond_cache(bytes * streams);
-  args.together = channels_together(g.shape, size_of(dtype), streams - 1);
+  args.stream = streams_planes(g, size_of(dtype), bytes * streams);
+  args.together = channels_together(g.shape, size_of(dtype), streams - 1, args.stream);
   backward(args, g.rows);
   return {dx, dweight, dbias, dresidual};
 }

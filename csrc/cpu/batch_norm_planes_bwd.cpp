@@ -4,61 +4,46 @@
 #include "cpu/batch_norm_grad.h"
 #include "cpu/kernels.h"
 #include "cpu/loops.h"
+#include "cpu/planes.h"
 
 namespace fastnorm {
 namespace FASTNORM_ISA {
 namespace {
 
-// Adds dz and dz * (x - mean) of elements [begin, end) to the lanes of s and q.
-template <Way kWay, Sweep kSweep, class T, class Act>
-FASTNORM_INLINE void sum_piece(const GradRun<T>& g, int64_t begin, int64_t end, const Affine<acc_t<T>>& affine,
-                               const Act& act, vec_t<T>& s, vec_t<T>& q) {
+// Adds dz and dz * (x - mean) over a tile of rows to the lanes of s and q.
+template <Way kWay, Sweep kSweep, int K, class T, class Act>
+FASTNORM_INLINE void sum_tile(const BatchNormBwd& args, int64_t at, const Tile& tile, const Affine<acc_t<T>>& affine,
+                              const Act& act, vec_t<T>& s, vec_t<T>& q) {
   using V = vec_t<T>;
   constexpr int L = kLanes<T>;
   const V mean = splat<V>(affine.mean), scale = splat<V>(affine.scale), bias = splat<V>(affine.bias);
-  const auto dz = [&](int64_t i, int n, V x) {
-    return dz_written<kWay, kSweep>(g, i, n, x, mean, scale, bias, act);
-  };
-  V s0 = s, q0 = q, s1{}, q1{};
-  int64_t i = begin;
-  for (; i + 2 * L <= end; i += 2 * L) {
-    const V xa = load(g.x + i), xb = load(g.x + i + L);
-    const V a = dz(i, L, xa), b = dz(i + L, L, xb);
-    s0 += a, s1 += b;
-    q0 += a * (xa - mean), q1 += b * (xb - mean);
+  const GradRun<T> g(args, at);
+  V sum[K] = {}, product[K] = {};
+  int64_t i = 0;
+  for (int64_t r = 0; r < tile.rows; ++r, i += tile.stride) {
+    if (tile.ahead > 0) prefetch_run(g.x + i + tile.ahead, K * L), prefetch_run(g.dy + i + tile.ahead, K * L);
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      const int n = k + 1 < K ? L : tile.last;
+      const V x = load(g.x + i + k * L, n);
+      const V dz = dz_written<kWay, kSweep>(g, i + k * L, n, x, mean, scale, bias, act);
+      sum[k] += dz;
+      product[k] += dz * (x - mean);
+    }
   }
-  for (; i < end; i += L) {
-    const int n = end - i < L ? static_cast<int>(end - i) : L;
-    const V x = load(g.x + i, n);
-    const V d = keep_first<T>(dz(i, n, x), n);
-    s1 += d;
-    q1 += keep_first<T>(d * (x - mean), n);
-  }
-  s = s0 + s1;
-  q = q0 + q1;
+  for (int k = 0; k < K; ++k) s += sum[k], q += product[k];
 }
 
 // Adds one chunk of `count` neighbouring channels to their sums, and writes what this sweep can write.
 template <Way kWay, Sweep kSweep, class T, class Act>
 void sum_planes(const BatchNormBwd& args, const Act& activation, const PlaneChunk& k, int64_t c0, int count,
                 const Affine<acc_t<T>>* affine, ChannelSums* sums) {
-  constexpr int64_t kPiece = kChain * kLanes<T>;
   const Act act = activation;
-  const int64_t length = k.s1 - k.s0, ahead = next_sample<T>(args.shape, k);
   PairSums<vec_t<T>, kMostChannels> lanes;
-  for (int64_t n = k.n0; n < k.n1; ++n) {
-    for (int j = 0; j < count; ++j) {
-      const GradRun<T> g(args, (n * args.shape.C + c0 + j) * args.shape.S + k.s0);
-      if (ahead > 0) prefetch_run(g.x + ahead, length), prefetch_run(g.dy + ahead, length);
-      int64_t i = 0;
-      for (; i + kPiece <= length; i += kPiece) {
-        sum_piece<kWay, kSweep>(g, i, i + kPiece, affine[j], act, lanes.s[j], lanes.q[j]);
-        lanes.take(j);
-      }
-      sum_piece<kWay, kSweep>(g, i, length, affine[j], act, lanes.s[j], lanes.q[j]);
-    }
-    lanes.round(length % kPiece / kLanes<T> + 1, count);
-  }
+  each_tile<T>(args.shape, k, c0, count, lanes, [&](int j, int64_t at, const Tile& tile, auto vectors) {
+    constexpr int K = decltype(vectors)::value;
+    sum_tile<kWay, kSweep, K, T>(args, at, tile, affine[j], act, lanes.s[j], lanes.q[j]);
+  });
   lanes.add_to(sums, count);
 }
 
@@ -80,19 +65,17 @@ struct GradNumbers {
   }
 };
 
-// dx of elements [s0, s1) of one plane.
+// dx of n elements of one channel, the first of which is element i of g.
 template <Way kWay, class T, class Act>
-FASTNORM_INLINE void write_plane(const BatchNormBwd& args, const Act& act, const Affine<acc_t<T>>& affine,
-                                 const GradNumbers<acc_t<T>>& grad, int64_t plane, int64_t s0, int64_t s1) {
+FASTNORM_INLINE void write_plane(const GradRun<T>& g, int64_t i0, int64_t n, bool stream_out, int64_t ahead, const Act& act,
+                                 const Affine<acc_t<T>>& affine, const GradNumbers<acc_t<T>>& grad) {
   using V = vec_t<T>;
-  const GradRun<T> g(args, plane * args.shape.S + s0);
   const V mean = splat<V>(affine.mean), scale = splat<V>(affine.scale), bias = splat<V>(affine.bias);
   const V factor = splat<V>(grad.scale), slope = splat<V>(grad.slope), offset = splat<V>(grad.offset);
-  const T *next_x = next_channels(args, g.x), *next_dy = next_channels(args, g.dy);
-  write_run(g.dx, s1 - s0, args.stream, [&](int64_t i, int n) {
-    prefetch(next_x + i), prefetch(next_dy + i);
-    const V x = load(g.x + i, n);
-    return dz_at<kWay>(g, i, n, x, mean, scale, bias, act) * factor + ((x - mean) * slope + offset);
+  write_run(g.dx + i0, n, stream_out, [&](int64_t i, int lanes) FASTNORM_INLINE_CALL {
+    prefetch(g.x + i0 + i + ahead), prefetch(g.dy + i0 + i + ahead);
+    const V x = load(g.x + i0 + i, lanes);
+    return dz_at<kWay>(g, i0 + i, lanes, x, mean, scale, bias, act) * factor + ((x - mean) * slope + offset);
   });
 }
 
@@ -101,10 +84,11 @@ template <Way kWay, class T, class Act>
 void write_channels(const BatchNormBwd& args, const Act& activation, int64_t c0, int count,
                     const Affine<acc_t<T>>* affine, const GradNumbers<acc_t<T>>* grads) {
   const Act act = activation;
+  const int64_t S = args.shape.S, ahead = next_channels<T>(args);
+  const bool stream_out = args.stream;
   for (int64_t n = args.shape.N - 1; n >= 0; --n) {
-    for (int j = 0; j < count; ++j) {
-      write_plane<kWay, T>(args, act, affine[j], grads[j], n * args.shape.C + c0 + j, 0, args.shape.S);
-    }
+    const GradRun<T> g(args, (n * args.shape.C + c0) * S);
+    for (int j = 0; j < count; ++j) write_plane<kWay, T>(g, j * S, S, stream_out, ahead, act, affine[j], grads[j]);
   }
 }
 
@@ -153,7 +137,9 @@ void planes_grad_write(const BatchNormBwd& args, const InputGrad* grads, int64_t
       const auto affine = affine_of<acc_t<T>>(args, c);
       const auto grad = GradNumbers<acc_t<T>>::of(grads[c]);
       with_way<T>(args, [&](auto way) {
-        write_plane<decltype(way)::value, T>(args, act, affine, grad, plane, s0, s1 < args.shape.S ? s1 : args.shape.S);
+        const GradRun<T> g(args, plane * args.shape.S + s0);
+        write_plane<decltype(way)::value, T>(g, 0, (s1 < args.shape.S ? s1 : args.shape.S) - s0, args.stream, 0, act,
+                                             affine, grad);
       });
     }
   });

@@ -6,34 +6,50 @@
 #include "cpu/channel.h"
 #include "cpu/kernels.h"
 #include "cpu/loops.h"
+#include "cpu/planes.h"
 
 namespace fastnorm {
 namespace FASTNORM_ISA {
 namespace {
+
+// Adds x - shift and its square over a tile of rows to the lanes of s and q.
+template <int K, class T>
+FASTNORM_INLINE void sum_tile(const T* x, const Tile& tile, vec_t<T> shift, vec_t<T>& s, vec_t<T>& q) {
+  using V = vec_t<T>;
+  constexpr int L = kLanes<T>;
+  V sum[K] = {}, square[K] = {};
+  for (int64_t r = 0; r < tile.rows; ++r, x += tile.stride) {
+    if (tile.ahead > 0) prefetch_run(x + tile.ahead, K * L);
+#pragma GCC unroll 2
+    for (int k = 0; k + 1 < K; k += 2) {
+      V a, b;
+      const bool whole = k + 2 < K || tile.last == L;
+      if (whole) load_two(x + k * L, a, b);
+      else a = load(x + k * L), b = load_first(x + (k + 1) * L, tile.last);
+      a -= shift, b = whole ? b - shift : keep_first<T>(b - shift, tile.last);
+      sum[k] += a, sum[k + 1] += b;
+      square[k] += a * a, square[k + 1] += b * b;
+    }
+    if constexpr (K % 2 == 1) {
+      const V d = keep_first<T>(load(x + (K - 1) * L, tile.last) - shift, tile.last);
+      sum[K - 1] += d;
+      square[K - 1] += d * d;
+    }
+  }
+  for (int k = 0; k < K; ++k) s += sum[k], q += square[k];
+}
 
 // Adds one chunk of `count` neighbouring channels to their sums.
 template <class T>
 void sum_chunk(const BatchNormFwd& args, const PlaneChunk& k, int64_t c0, int count, const double* shift,
                ChannelSums* sums) {
   using V = vec_t<T>;
-  constexpr int64_t kPiece = kChain * kLanes<T>;
-  const BatchNormShape& shape = args.shape;
-  const int64_t ahead = next_sample<T>(shape, k);
   PairSums<V, kMostChannels> lanes;
-  for (int64_t n = k.n0; n < k.n1; ++n) {
-    const T* x = static_cast<const T*>(args.x) + (n * shape.C + c0) * shape.S;
-    for (int j = 0; j < count; ++j, x += shape.S) {
-      const V near = splat<V>(static_cast<acc_t<T>>(shift[j]));
-      if (ahead > 0) prefetch_run(x + ahead + k.s0, k.s1 - k.s0);
-      int64_t s = k.s0;
-      for (; s + kPiece <= k.s1; s += kPiece) {
-        sum_run(x + s, kPiece, near, lanes.s[j], lanes.q[j]);
-        lanes.take(j);
-      }
-      sum_run(x + s, k.s1 - s, near, lanes.s[j], lanes.q[j]);
-    }
-    lanes.round((k.s1 - k.s0) % kPiece / kLanes<T> + 1, count);
-  }
+  each_tile<T>(args.shape, k, c0, count, lanes, [&](int j, int64_t at, const Tile& tile, auto vectors) {
+    constexpr int K = decltype(vectors)::value;
+    const V near = splat<V>(static_cast<acc_t<T>>(shift[j]));
+    sum_tile<K>(static_cast<const T*>(args.x) + at, tile, near, lanes.s[j], lanes.q[j]);
+  });
   lanes.add_to(sums, count);
 }
 
@@ -75,20 +91,28 @@ void statistics(const BatchNormFwd& args, int64_t c0, int count) {
   }
 }
 
-// y of elements [s0, s1) of one plane.
+// The tensors of a run of elements.
+template <class T>
+struct Run {
+  const T *x, *residual;
+  T* y;
+
+  FASTNORM_INLINE Run(const BatchNormFwd& args, int64_t at)
+      : x(static_cast<const T*>(args.x) + at),
+        residual(args.residual == nullptr ? nullptr : static_cast<const T*>(args.residual) + at),
+        y(static_cast<T*>(args.y) + at) {}
+};
+
+// y of n elements of one channel, the first of which is element i0 of r.
 template <bool kResidual, class T, class Act>
-FASTNORM_INLINE void write_plane(const BatchNormFwd& args, const Act& act, const Affine<acc_t<T>>& affine,
-                                 int64_t plane, int64_t s0, int64_t s1) {
+FASTNORM_INLINE void write_plane(const Run<T>& r, int64_t i0, int64_t n, bool stream_out, int64_t ahead, const Act& act,
+                                 const Affine<acc_t<T>>& affine) {
   using V = vec_t<T>;
-  const int64_t at = plane * args.shape.S + s0;
   const V mean = splat<V>(affine.mean), scale = splat<V>(affine.scale), bias = splat<V>(affine.bias);
-  const T* x = static_cast<const T*>(args.x) + at;
-  const T* residual = kResidual ? static_cast<const T*>(args.residual) + at : nullptr;
-  const T* next = next_channels(args, x);
-  write_run(static_cast<T*>(args.y) + at, s1 - s0, args.stream, [&](int64_t i, int n) {
-    prefetch(next + i);
-    V z = normalized(load(x + i, n), mean, scale, bias);
-    if constexpr (kResidual) z = z + load(residual + i, n);
+  write_run(r.y + i0, n, stream_out, [&](int64_t i, int lanes) FASTNORM_INLINE_CALL {
+    prefetch(r.x + i0 + i + ahead);
+    V z = normalized(load(r.x + i0 + i, lanes), mean, scale, bias);
+    if constexpr (kResidual) z = z + load(r.residual + i0 + i, lanes);
     return act.forward(z);
   });
 }
@@ -98,10 +122,11 @@ template <bool kResidual, class T, class Act>
 void write_channels(const BatchNormFwd& args, const Act& activation, int64_t c0, int count,
                     const Affine<acc_t<T>>* affine) {
   const Act act = activation;
+  const int64_t S = args.shape.S, ahead = next_channels<T>(args);
+  const bool stream_out = args.stream;
   for (int64_t n = args.shape.N - 1; n >= 0; --n) {
-    for (int j = 0; j < count; ++j) {
-      write_plane<kResidual, T>(args, act, affine[j], n * args.shape.C + c0 + j, 0, args.shape.S);
-    }
+    const Run<T> r(args, (n * args.shape.C + c0) * S);
+    for (int j = 0; j < count; ++j) write_plane<kResidual, T>(r, j * S, S, stream_out, ahead, act, affine[j]);
   }
 }
 
@@ -154,8 +179,9 @@ void planes_write(const BatchNormFwd& args, int64_t unit0, int64_t unit1) {
       const int64_t s0 = piece * kChunkElements, last = s0 + kChunkElements;
       const int64_t s1 = last < args.shape.S ? last : args.shape.S;
       const Coefficients affine = many ? known[c] : affine_of<acc_t<T>>(args, c);
-      if (args.residual == nullptr) write_plane<false, T>(args, act, affine, plane, s0, s1);
-      else write_plane<true, T>(args, act, affine, plane, s0, s1);
+      const Run<T> r(args, plane * args.shape.S + s0);
+      if (args.residual == nullptr) write_plane<false, T>(r, 0, s1 - s0, args.stream, 0, act, affine);
+      else write_plane<true, T>(r, 0, s1 - s0, args.stream, 0, act, affine);
       if (++piece < pieces) continue;
       piece = 0, ++plane;
       c = c + 1 < C ? c + 1 : 0;

@@ -5,19 +5,13 @@
 
 namespace fastnorm {
 
-// What lies `together` channels after x, to be fetched while those of x are written: the hardware's prefetcher stops at
-// the end of a plane. x itself where the tensors stay in the cache anyhow.
-template <class Args, class T>
-FASTNORM_INLINE const T* next_channels(const Args& args, const T* x) {
-  return args.stream ? x + args.together * args.shape.S : x;
-}
-
-// How far ahead the same planes of the next sample lie, to be fetched while those of this one are summed. 0 where
-// planes are long enough for the hardware's prefetcher to find its own way.
-template <class T>
-FASTNORM_INLINE int64_t next_sample(const BatchNormShape& shape, const PlaneChunk& chunk) {
-  constexpr int64_t kLongRun = 4096;  // bytes
-  return (chunk.s1 - chunk.s0) * static_cast<int64_t>(sizeof(T)) < kLongRun ? shape.C * shape.S : 0;
+// How far ahead of a channel's elements those of `together` channels later lie, to be fetched while these are written:
+// the hardware's prefetcher stops at the end of a plane. 0 where the tensors stay in the cache anyhow, and for short
+// planes, whose sums fetch for themselves.
+template <class T, class Args>
+FASTNORM_INLINE int64_t next_channels(const Args& args) {
+  const bool fetch = args.stream && !short_plane(args.shape.S * static_cast<int64_t>(sizeof(T)));
+  return fetch ? args.together * args.shape.S : 0;
 }
 
 // Stores a channel's parameter gradients and returns the input's (N5, N6).

@@ -36,7 +36,7 @@ template <class T> using vec_t = typename Arithmetic<T>::vec;
 template <class T> constexpr int kLanes = kRegister / static_cast<int>(sizeof(acc_t<T>));
 
 template <class V, class A>
-FASTNORM_INLINE V splat(A a) { return V{} + a; }
+FASTNORM_INLINE V splat(A a) { return a - V{}; }
 
 // The sum of all lanes, halves added to halves.
 FASTNORM_INLINE double lane_sum(vdouble v) {

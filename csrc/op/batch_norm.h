@@ -65,7 +65,10 @@ FASTNORM_INLINE PlaneChunk plane_chunk(const BatchNormShape& s, int64_t k) {
 }
 
 // Channels that a kernel takes together in plane order, at most: their planes lie side by side in memory.
-constexpr int64_t kMostChannels = 16;
+constexpr int64_t kMostChannels = 64;
+
+// Planes of less than a page: the hardware's prefetcher stops at their ends, and every plane is overhead.
+FASTNORM_INLINE bool short_plane(int64_t bytes) { return bytes < 4096; }
 
 // Rows of one block in row order; partial sums are kept per block, few enough rows for fp32.
 FASTNORM_INLINE int64_t rows_of_block(const BatchNormShape& s) {
