@@ -97,7 +97,8 @@ PyObject* same_items(PyObject*, PyObject* args) {
 
 PyMethodDef methods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set whose kernels run here: default, avx2 or avx512."},
-    {"set_cached_bytes", set_cached_bytes, METH_O, "Up to how many bytes a call's outputs stay in the caches; for tests."},
+    {"set_cached_bytes", set_cached_bytes, METH_O,
+     "Up to how many bytes a call's outputs stay in the caches; for tests."},
     {"direct_ops", direct_ops, METH_NOARGS, "The ops as plain functions, for the compiled autograd nodes."},
     {"grads_of", grads_of, METH_O, "The gradients of those parameters that have one."},
     {"same_objects", same_objects, METH_VARARGS, "Whether two lists hold the very same objects."},

@@ -46,8 +46,10 @@ bool take(PyObject* object, bool& taken) {
 }
 
 bool take(PyObject* object, double& taken) {
-  if (!PyFloat_CheckExact(object)) return false;
-  taken = PyFloat_AS_DOUBLE(object);
+  int64_t integer;
+  if (PyFloat_CheckExact(object)) taken = PyFloat_AS_DOUBLE(object);
+  else if (take(object, integer)) taken = static_cast<double>(integer);
+  else return false;
   return taken == taken;
 }
 

@@ -8,7 +8,7 @@
 
 namespace fastnorm {
 
-// Whether a call of an op from here would be recorded where gradients are wanted, and no mode is on, not Python's either.
+// Whether a call of an op from here would be recorded where gradients are wanted, and no mode is on, Python's or other.
 bool usual_thread();
 
 // The tensor of a Python object, or null: torch's own class or Parameter, plain, floating, without a forward-mode
@@ -22,7 +22,7 @@ bool take_residual(PyObject* object, const Tensor& x, OptionalTensor& taken);
 
 bool take(PyObject* object, int64_t& taken);
 bool take(PyObject* object, bool& taken);
-bool take(PyObject* object, double& taken);  // no NaN
+bool take(PyObject* object, double& taken);  // a float or int, no NaN
 bool take(PyObject* object, OptionalNumber& taken);
 bool take(PyObject* object, Activation& taken);  // fastnorm.activation.Activation, a named tuple
 

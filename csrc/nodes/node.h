@@ -153,7 +153,7 @@ template <class... Tensors>
 void check_recordable(const Tensors&... inputs) {
   if (const auto& functorch = at::functorch::functorchTLSAccessor()) functorch->checkSupportsCppAutogradFunction();
   TORCH_CHECK_NOT_IMPLEMENTED(!(torch::autograd::isFwGradDefined(inputs) || ...),
-                              "fastnorm's ops have no forward-mode derivative; fastnorm.functional and fastnorm.nn have");
+                              "fastnorm's ops have no forward-mode derivative; fastnorm.functional's functions have");
 }
 
 }  // namespace fastnorm

@@ -1,6 +1,6 @@
 // The seam between fastnorm._C and the autograd nodes: CPU ops as plain functions, for calls on which no mode, no
-// transform and no profiler listens in. The dispatcher boxes every argument of an op that is bound through torch's stable
-// ABI, which costs a tiny tensor more than the arithmetic.
+// transform and no profiler listens in. The dispatcher boxes every argument of an op that is bound through torch's
+// stable ABI, which costs a tiny tensor more than the arithmetic.
 #pragma once
 
 #include <cstdint>

@@ -165,6 +165,13 @@ def test_what_the_longer_way_has_to_see_is_not_taken(given: dict[str, Any]) -> N
     assert row(torch.ones(SHAPE), **given) is None
 
 
+def test_integers_are_numbers() -> None:
+    x = torch.ones(SHAPE)
+    assert row(x, eps=1) is not None
+    y = CALLS.general_relu(x * 9, None, 1, 6, None)
+    assert y is not None and bool((y == 6).all())
+
+
 @pytest.mark.parametrize(
     "given",
     [
