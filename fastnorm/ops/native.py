@@ -94,8 +94,9 @@ def _load_nodes() -> str | None:
 
 def _connect(nodes: ModuleType) -> None:
     """Let the nodes call the CPU ops directly; modules of another day, which cannot, go through the dispatcher."""
-    if hasattr(nodes, "connect") and hasattr(_State.module, "direct_ops"):
-        nodes.connect(_State.module.direct_ops())
+    module = _State.module
+    if module is not None and hasattr(module, "direct_ops") and hasattr(nodes, "connect"):
+        nodes.connect(module.direct_ops())
         _State.nodes = nodes
 
 
