@@ -13,6 +13,7 @@ from test_torch_databases import (
     MODULE_INFOS,
     OURS,
     assert_no_worse,
+    check_layout,
     check_meta_then_to_empty,
     each_case,
     every_dtype,
@@ -125,12 +126,7 @@ def test_memory_format(cpu_backend: str, info: ModuleInfo, training: bool, chann
         if not x.numel() or (channels_last and (single or x.dim() not in formats)):
             continue
         layout = formats[x.dim()] if channels_last else torch.contiguous_format
-        x = x.to(memory_format=layout).requires_grad_()
-        compare(theirs, ours, x)
-        y = ours(x)
-        assert y.is_contiguous(memory_format=layout)
-        (dx,) = torch.autograd.grad(y, x, torch.randn(y.shape))  # a dy in the other layout
-        assert dx.is_contiguous(memory_format=layout)
+        check_layout(theirs, ours, x, layout, compare)
 
 
 @every_row_module
