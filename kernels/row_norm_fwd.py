@@ -16,6 +16,7 @@ from . import launch, row_norm_plans
 from .batch_norm_tiles import program_tile
 from .general_relu import activate
 from .row_norm_layout import arrange
+from .row_norm_programs import RowView
 from .row_norm_stats import row_norm_stats_finish_kernel, row_norm_stats_kernel
 from .row_norm_tiles import (
     SIZES,
@@ -143,7 +144,7 @@ def row_norm_fwd(
 
 def normalize(
     tensors: tuple[Tensor | None, ...],
-    view: row_norm_plans.RowView,
+    view: RowView,
     eps: float,
     unbiased: bool,
     act: bool,
