@@ -7,7 +7,6 @@ known from the marks alone, everywhere; and zeros that nobody has written take n
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 import fastnorm
 from fastnorm import optim
 from fastnorm.functional import batch_norm, general_relu, group_norm, layer_norm, rms_norm
+from fastnorm.testing.free_memory import free_memory
 
 from .backends import REQUIRED, Backend
 
@@ -26,23 +26,16 @@ PAST = 2**31 + 2**12
 on_kernels = pytest.mark.parametrize("backend", [b for b in REQUIRED if b.name in ("cpu", "triton", "cuda")], ids=str)
 both_layouts = pytest.mark.parametrize("last", (False, True), ids=("nchw", "nhwc"))
 pytestmark = pytest.mark.slow
-
-
-def free_memory(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    try:
-        with open("/proc/meminfo") as lines:
-            known = dict(line.split(":") for line in lines)
-        return int(known["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+HEADROOM = 3.0  # GiB for whatever else runs: where memory ends, the system ends processes, and all tests with them
 
 
 def need(gib: float, backend: Backend) -> None:
-    """gib: of results. On a GPU zeros take memory too, two tensors of 16-bit numbers; a CPU's has other users."""
-    gib += 9 if backend.device == "cuda" else 4
-    if free_memory(backend.device) < gib * GIB:
+    """gib: of results. On a GPU zeros take memory too, two tensors of 16-bit numbers at most."""
+    if backend.device == "cuda":
+        gib, free = gib + 9, torch.cuda.mem_get_info()[0]
+    else:
+        free = free_memory() - HEADROOM * GIB
+    if free < gib * GIB:
         pytest.skip(f"needs {gib} GiB of free memory")
 
 
