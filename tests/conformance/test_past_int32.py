@@ -75,8 +75,9 @@ def others(t: Tensor, rows: Sequence[int]) -> Iterator[Tensor]:
 
 
 def all_are(value: float, parts: Iterator[Tensor]) -> bool:
-    """Whether all elements are this number."""
-    return all(float(part.min()) == value == float(part.max()) for part in parts)
+    """Whether all elements are this number. In the order of memory: else min() makes a copy."""
+    ordered = (part if part.is_contiguous() else part.movedim(1, -1) for part in parts)
+    return all(float(part.min()) == value == float(part.max()) for part in ordered)
 
 
 def released(y: Tensor) -> torch.autograd.graph.GradientEdge:
