@@ -13,6 +13,7 @@ from fastnorm.checks import (
     channel_vector,
     check_batch,
     check_floating,
+    check_part,
     check_running,
     momentum_factor,
     residual_like,
@@ -67,6 +68,13 @@ def batch_norm(
 
     Source: Ioffe and Szegedy 2015; torch.nn.functional.batch_norm; docs/math.md, N1-N6.
     """
+    act = as_activation(act)
+    y = _batch_norm.usual_batch_norm(
+        input, running_mean, running_var, weight, bias, residual, training, momentum, eps, unbiased, detach_stats, act,
+        backend,
+    )  # fmt: skip
+    if y is not None:
+        return y
     check_floating(input, "batch_norm")
     check_batch(input, training, eps)
     check_running(running_mean, running_var, training)
@@ -85,7 +93,7 @@ def batch_norm(
         unbiased,
         detach_stats,
         resolve(input, backend, "batch_norm"),
-        as_activation(act),
+        act,
     )
 
 
@@ -117,11 +125,13 @@ def synchronized_batch_norm(
         This process's part of the result, of x's shape and dtype.
 
     Raises:
-        ValueError: if all processes together have one value per channel.
+        ValueError: for fewer than 2 dims, an eps that is not positive, and if all processes together have one value per
+            channel.
 
     Source: torch.nn.SyncBatchNorm; docs/math.md, N1-N6.
     """
     check_floating(input, "batch_norm")
+    check_part(input, eps)
     check_running(running_mean, running_var, True)
     return _sync_batch_norm.synchronized_batch_norm(
         input,

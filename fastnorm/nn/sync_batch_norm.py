@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fastnorm.activation import IDENTITY, Activation, act_repr, as_activation, chosen
 from fastnorm.functional import synchronized_batch_norm
-from fastnorm.nn.batch_norm import _module_batch_norm
+from fastnorm.nn.batch_norm import _module_batch_norm, share_of_one
 
 fx.wrap("chosen")
 
@@ -31,7 +31,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     Dtypes: as `BatchNorm2d`.
 
     Raises:
-        ValueError: if all processes together have one value per channel.
+        ValueError: for fewer than 2 dims, and if all processes together have one value per channel.
 
     Source: torch.nn.SyncBatchNorm; `functional.synchronized_batch_norm`.
     """
@@ -50,10 +50,13 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         act: nn.Module | Activation | None = None,
         unbiased: bool = False,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype)
+        if not bias:
+            self.register_parameter("bias", None)
         self.activation = as_activation(act)
         self.unbiased = unbiased
 
@@ -73,7 +76,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         if tracked and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
-                factor = self.num_batches_tracked.reciprocal()
+                factor = share_of_one(self.num_batches_tracked, input)
         return synchronized_batch_norm(
             input,
             self.running_mean if tracked else None,

@@ -146,6 +146,7 @@ def summary(theirs: float, ours: float, first: float = 0.0) -> report.Summary:
     return report.Summary(
         data="digits",
         norm="batch",
+        opt="sgd",
         device="cpu",
         threads=1,
         backend="eager",

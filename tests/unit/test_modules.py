@@ -21,9 +21,11 @@ PAIRS = [
     (fastnorm.BatchNorm3d, nn.BatchNorm3d, (4, 3, 5, 2, 3)),
 ]
 every_pair = pytest.mark.parametrize("ours, theirs, shape", PAIRS, ids=[p[0].__name__ for p in PAIRS])
+SYNC = (fastnorm.SyncBatchNorm, nn.SyncBatchNorm, (4, 3, 5, 6))
+every_class = pytest.mark.parametrize("ours, theirs, shape", [*PAIRS, SYNC], ids=lambda p: getattr(p, "__name__", ""))
 
 
-@every_pair
+@every_class
 def test_constructor_takes_torchs_arguments_in_its_order(ours: Any, theirs: Any, shape: tuple[int, ...]) -> None:
     own, reference = inspect.signature(ours), inspect.signature(theirs)
     shared = {name: own.parameters[name] for name in reference.parameters}
@@ -39,7 +41,7 @@ def test_constructor_takes_torchs_arguments_in_its_order(ours: Any, theirs: Any,
     [{}, {"eps": 1e-3, "momentum": None}, {"affine": False}, {"bias": False}, {"track_running_stats": False}],
     ids=str,
 )
-@every_pair
+@every_class
 def test_repr_is_torchs(ours: Any, theirs: Any, shape: tuple[int, ...], kwargs: dict[str, Any]) -> None:
     assert repr(ours(3, **kwargs)) == repr(theirs(3, **kwargs))
 
@@ -95,6 +97,25 @@ def test_cumulative_average_by_hand(cpu_backend: str) -> None:
         ours(torch.tensor([[value - spread], [value + spread]]))  # unbiased variance: 2 * spread**2
     assert_close(ours.running_mean, torch.tensor([2.0]))
     assert_close(ours.running_var, torch.tensor([2.0]))
+
+
+@pytest.mark.parametrize("default", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=str)
+def test_cumulative_average_is_as_exact_as_the_statistics(
+    cpu_backend: str, dtype: torch.dtype, default: torch.dtype
+) -> None:
+    """A third is no number of any dtype: it must not have fewer digits than x, whatever dtype is the default."""
+    ours, exact = (kind(4, momentum=None, dtype=dtype) for kind in (fastnorm.BatchNorm1d, nn.BatchNorm1d))
+    batches = [torch.randn(9, 4, dtype=dtype) * 100 for _ in range(7)]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        for x in batches:
+            ours(x)
+            exact(x)
+    finally:
+        torch.set_default_dtype(before)
+    assert_close(buffers_of(ours), buffers_of(exact), rtol=8 * torch.finfo(dtype).eps, atol=0.0)
 
 
 def test_momentum_none_does_not_synchronise() -> None:
