@@ -61,8 +61,7 @@ def sgd_update(p, g, s0, s1, s2, n, STATES: tl.constexpr, CENTERED: tl.constexpr
 def rmsprop_update(p, g, s0, s1, s2, n, STATES: tl.constexpr, CENTERED: tl.constexpr):
     alpha, fresh, inside, outside = tl.load(n + 3), tl.load(n + 4), tl.load(n + 5), tl.load(n + 6)
     momentum, into, lr, first = tl.load(n + 7), tl.load(n + 8), tl.load(n + 9), tl.load(n + 10)
-    square = g * g
-    s0 = alpha * tl.where(first != 0, square, s0) + fresh * square
+    s0 = tl.where(first != 0, (alpha * g) * g, alpha * s0) + (fresh * g) * g
     variance = s0
     if CENTERED:
         if STATES == 3:

@@ -67,12 +67,12 @@ struct GradNumbers {
 
 // dx of n elements of one channel, the first of which is element i of g.
 template <Way kWay, class T, class Act>
-FASTNORM_INLINE void write_plane(const GradRun<T>& g, int64_t i0, int64_t n, bool stream_out, int64_t ahead, const Act& act,
-                                 const Affine<acc_t<T>>& affine, const GradNumbers<acc_t<T>>& grad) {
+FASTNORM_INLINE void write_plane(const GradRun<T>& g, int64_t i0, int64_t n, bool stream_out, int64_t ahead,
+                                 const Act& act, const Affine<acc_t<T>>& affine, const GradNumbers<acc_t<T>>& grad) {
   using V = vec_t<T>;
   const V mean = splat<V>(affine.mean), scale = splat<V>(affine.scale), bias = splat<V>(affine.bias);
   const V factor = splat<V>(grad.scale), slope = splat<V>(grad.slope), offset = splat<V>(grad.offset);
-  write_run(g.dx + i0, n, stream_out, [&](int64_t i, int lanes) FASTNORM_INLINE_CALL {
+  write_run(g.dx + i0, n, stream_out, [&](int64_t i, int lanes) FASTNORM_INLINED {
     prefetch(g.x + i0 + i + ahead), prefetch(g.dy + i0 + i + ahead);
     const V x = load(g.x + i0 + i, lanes);
     return dz_at<kWay>(g, i0 + i, lanes, x, mean, scale, bias, act) * factor + ((x - mean) * slope + offset);

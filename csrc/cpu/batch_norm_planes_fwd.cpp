@@ -109,7 +109,7 @@ FASTNORM_INLINE void write_plane(const Run<T>& r, int64_t i0, int64_t n, bool st
                                  const Affine<acc_t<T>>& affine) {
   using V = vec_t<T>;
   const V mean = splat<V>(affine.mean), scale = splat<V>(affine.scale), bias = splat<V>(affine.bias);
-  write_run(r.y + i0, n, stream_out, [&](int64_t i, int lanes) FASTNORM_INLINE_CALL {
+  write_run(r.y + i0, n, stream_out, [&](int64_t i, int lanes) FASTNORM_INLINED {
     prefetch(r.x + i0 + i + ahead);
     V z = normalized(load(r.x + i0 + i, lanes), mean, scale, bias);
     if constexpr (kResidual) z = z + load(r.residual + i0 + i, lanes);

@@ -68,7 +68,7 @@ void write_wide(const BatchNormBwd& args, const Act& activation, const RowPlan& 
   const auto *factor = columns[kFirst], *slope = columns[kSecond], *offset = columns[kThird];
   plan.each(row0, row1, [&](int64_t first, int64_t rows, int64_t width) {
     const GradRun<T> g(args, first);
-    write_rows(g.dx, rows, width, args.stream, [&](int64_t i, int64_t c, int n) FASTNORM_INLINE_CALL {
+    write_rows(g.dx, rows, width, args.stream, [&](int64_t i, int64_t c, int n) FASTNORM_INLINED {
       const V x = load(g.x + i, n), m = load(mean + c);
       const V dz = dz_at<kWay>(g, i, n, x, m, load(scale + c), load(bias + c), act);
       return dz * load(factor + c) + ((x - m) * load(slope + c) + load(offset + c));

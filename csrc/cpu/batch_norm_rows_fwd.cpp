@@ -43,7 +43,8 @@ void write_wide(const BatchNormFwd& args, const Act act, const RowPlan& plan, co
   plan.each(row0, row1, [&](int64_t first, int64_t rows, int64_t width) {
     const T* x = static_cast<const T*>(args.x) + first;
     const T* residual = kResidual ? static_cast<const T*>(args.residual) + first : nullptr;
-    write_rows(static_cast<T*>(args.y) + first, rows, width, args.stream, [=](int64_t i, int64_t c, int n) FASTNORM_INLINE_CALL {
+    T* y = static_cast<T*>(args.y) + first;
+    write_rows(y, rows, width, args.stream, [=](int64_t i, int64_t c, int n) FASTNORM_INLINED {
       auto z = normalized(load(x + i, n), load(mean + c), load(scale + c), load(bias + c));
       if constexpr (kResidual) z = z + load(residual + i, n);
       return act.forward(z);

@@ -15,10 +15,11 @@ void copy(const CopyArgs& args, int64_t begin, int64_t end) {
     const T *a = static_cast<const T*>(args.a) + begin, *b = static_cast<const T*>(args.b);
     T* out = static_cast<T*>(args.out) + begin;
     if (b == nullptr) {
-      write_run(out, end - begin, args.stream, [&](int64_t i, int n) FASTNORM_INLINE_CALL { return load(a + i, n); });
+      write_run(out, end - begin, args.stream, [&](int64_t i, int n) FASTNORM_INLINED { return load(a + i, n); });
     } else {
       b += begin;
-      write_run(out, end - begin, args.stream, [&](int64_t i, int n) FASTNORM_INLINE_CALL { return load(a + i, n) + load(b + i, n); });
+      write_run(out, end - begin, args.stream,
+                [&](int64_t i, int n) FASTNORM_INLINED { return load(a + i, n) + load(b + i, n); });
     }
   });
   if (args.stream) stream_fence();

@@ -12,7 +12,7 @@ void general_relu_fwd(const GeneralReluArgs& args, int64_t begin, int64_t end) {
     using T = std::remove_pointer_t<decltype(type)>;
     const T* x = static_cast<const T*>(args.x) + begin;
     write_run(static_cast<T*>(args.out) + begin, end - begin, args.stream,
-              [=](int64_t i, int n) FASTNORM_INLINE_CALL { return act.forward(load(x + i, n)); });
+              [=](int64_t i, int n) FASTNORM_INLINED { return act.forward(load(x + i, n)); });
   });
 }
 
@@ -21,7 +21,7 @@ void general_relu_bwd(const GeneralReluArgs& args, int64_t begin, int64_t end) {
     using T = std::remove_pointer_t<decltype(type)>;
     const T *x = static_cast<const T*>(args.x) + begin, *dy = static_cast<const T*>(args.dy) + begin;
     write_run(static_cast<T*>(args.out) + begin, end - begin, args.stream,
-              [=](int64_t i, int n) FASTNORM_INLINE_CALL { return act.backward(load(x + i, n), load(dy + i, n)); });
+              [=](int64_t i, int n) FASTNORM_INLINED { return act.backward(load(x + i, n), load(dy + i, n)); });
   });
 }
 

@@ -19,11 +19,11 @@ template <class T>
 void activate_tile(const ActivationSpec& spec, const acc_t<T>* z, const T* residual, T* y, int64_t n, bool stream_out) {
   with_activation_of<T>(spec, [=](const auto act) {
     if (residual == nullptr) {
-      write_run(y, n, stream_out, [=](int64_t i, int m) FASTNORM_INLINE_CALL { return act.forward(load(z + i, m)); });
+      write_run(y, n, stream_out, [=](int64_t i, int m) FASTNORM_INLINED { return act.forward(load(z + i, m)); });
       return;
     }
     write_run(y, n, stream_out,
-              [=](int64_t i, int m) FASTNORM_INLINE_CALL { return act.forward(load(z + i, m) + load(residual + i, m)); });
+              [=](int64_t i, int m) FASTNORM_INLINED { return act.forward(load(z + i, m) + load(residual + i, m)); });
   });
 }
 
@@ -35,7 +35,7 @@ void dz_of_rows(const RowNormBwd& args, const Rows& rows, int64_t count, int64_t
       const auto z = rows.row(j);
       const T *dy = offset<T>(args.dy, rows.at(j)), *residual = offset<T>(args.residual, rows.at(j));
       T* dresidual = first_sweep ? offset<T>(args.dresidual, rows.at(j)) : nullptr;
-      const auto step = [&](int64_t i, int m) FASTNORM_INLINE_CALL {
+      const auto step = [&](int64_t i, int m) FASTNORM_INLINED {
         const auto full = residual == nullptr ? z(i, m) : z(i, m) + load(residual + i, m);
         const auto g = act.backward(full, load(dy + i, m));
         store(dz + i, g, m);

@@ -53,7 +53,7 @@ class SampleColumns {
         if (width % (4 * kLanes<T>) == 0) return normalize_tiles(x + first, out + first, wide, width, stream_out);
       }
       const T* p = x + first;
-      write_rows(out + first, wide, width, stream_out, [=](int64_t i, int64_t c, int m) FASTNORM_INLINE_CALL {
+      write_rows(out + first, wide, width, stream_out, [=](int64_t i, int64_t c, int m) FASTNORM_INLINED {
         return normalized(load(p + i, m), load(mean + c), load(scale + c), load(bias + c));
       });
     });

@@ -108,7 +108,7 @@ class Backward {
     columns_.plan().each(0, row1 - row0, [&](int64_t first, int64_t rows, int64_t width) {
       const T* p = x + first;
       const D* d = dz + first;
-      write_rows(dx + first, rows, width, args_.stream, [=](int64_t i, int64_t c, int m) FASTNORM_INLINE_CALL {
+      write_rows(dx + first, rows, width, args_.stream, [=](int64_t i, int64_t c, int m) FASTNORM_INLINED {
         const auto centred = load(p + i, m) - load(mean + c);
         return load(d + i, m) * load(scale + c) + (centred * load(slope + c) + load(shift + c));
       });

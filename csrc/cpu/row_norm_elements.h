@@ -14,14 +14,15 @@ FASTNORM_INLINE void normalize_elements(const T* x, O* out, int64_t n, const Set
   using V = vec_t<T>;
   const V mean = splat<V>(set.mean), rstd = splat<V>(set.rstd);
   if (bias != nullptr) {
-    write_run(out, n, stream_out, [&](int64_t i, int m) FASTNORM_INLINE_CALL {
+    write_run(out, n, stream_out, [&](int64_t i, int m) FASTNORM_INLINED {
       return normalized(load(x + i, m), mean, rstd, load(weight + i, m), load(bias + i, m));
     });
   } else if (weight != nullptr) {
     write_run(out, n, stream_out,
-              [&](int64_t i, int m) FASTNORM_INLINE_CALL { return ((load(x + i, m) - mean) * rstd) * load(weight + i, m); });
+              [&](int64_t i, int m)
+                  FASTNORM_INLINED { return ((load(x + i, m) - mean) * rstd) * load(weight + i, m); });
   } else {
-    write_run(out, n, stream_out, [&](int64_t i, int m) FASTNORM_INLINE_CALL { return (load(x + i, m) - mean) * rstd; });
+    write_run(out, n, stream_out, [&](int64_t i, int m) FASTNORM_INLINED { return (load(x + i, m) - mean) * rstd; });
   }
 }
 
@@ -170,7 +171,7 @@ void write_dx(const GradRows<T, D>& rows, int64_t j, const GradPiece<acc_t<T>>& 
   const T* x = rows.x_row(j) + piece.begin;
   const D* dz = rows.dz_row(j) + piece.begin;
   const acc_t<T>* weight = rows.weight == nullptr ? nullptr : rows.weight + piece.begin;
-  write_run(rows.dx + j * rows.stride + piece.begin, piece.n, piece.stream, [&](int64_t i, int m) FASTNORM_INLINE_CALL {
+  write_run(rows.dx + j * rows.stride + piece.begin, piece.n, piece.stream, [&](int64_t i, int m) FASTNORM_INLINED {
     V g = load(dz + i, m) * rstd;
     if (weight != nullptr) g = g * load(weight + i, m);
     return g + ((load(x + i, m) - mean) * slope + shift);

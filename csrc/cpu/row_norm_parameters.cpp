@@ -22,7 +22,7 @@ void load_rows(const Parameter& p, A* out) {
     const T* in = static_cast<const T*>(p.data) + row / p.rows * p.outer_stride + row % p.rows * p.row_stride;
     if constexpr (std::is_same_v<acc_t<T>, A>) {
       if (p.column_stride == 1) {
-        write_run(out, p.columns, false, [=](int64_t i, int m) FASTNORM_INLINE_CALL { return load(in + i, m); });
+        write_run(out, p.columns, false, [=](int64_t i, int m) FASTNORM_INLINED { return load(in + i, m); });
         continue;
       }
     }

@@ -25,7 +25,8 @@ FASTNORM_INLINE void normalize_plane(const T* x, O* out, int64_t n, const PlaneN
                                      bool stream_out) {
   using V = vec_t<T>;
   const V mean = splat<V>(numbers.mean), scale = splat<V>(numbers.scale), bias = splat<V>(numbers.bias);
-  write_run(out, n, stream_out, [&](int64_t i, int m) FASTNORM_INLINE_CALL { return normalized(load(x + i, m), mean, scale, bias); });
+  write_run(out, n, stream_out,
+            [&](int64_t i, int m) FASTNORM_INLINED { return normalized(load(x + i, m), mean, scale, bias); });
 }
 
 // z of elements [begin, end) of a plane, without the residual.

@@ -50,7 +50,7 @@ void write_planes(const RowNormBwd& args, const RowGrad& grad, int64_t plane0, i
     const PlaneNumbers<A> numbers = plane_numbers<A>(args, plane);
     const V mean = splat<V>(numbers.mean), scale = splat<V>(numbers.scale);
     const T* x = offset<T>(args.x, plane * S + s);
-    write_run(offset<T>(args.dx, plane * S + s), n, args.stream, [&](int64_t i, int m) FASTNORM_INLINE_CALL {
+    write_run(offset<T>(args.dx, plane * S + s), n, args.stream, [&](int64_t i, int m) FASTNORM_INLINED {
       return load(dz + i, m) * scale + ((load(x + i, m) - mean) * slope + shift);
     });
   };

@@ -51,7 +51,7 @@ FASTNORM_INLINE void normalize_positions(const T* x, O* out, int64_t n, const Po
   using V = vec_t<T>;
   const V w = splat<V>(weight), b = splat<V>(bias);
   const auto *mean = numbers.mean, *rstd = numbers.rstd;
-  write_run(out, n, stream_out, [&](int64_t i, int m) FASTNORM_INLINE_CALL {
+  write_run(out, n, stream_out, [&](int64_t i, int m) FASTNORM_INLINED {
     return normalized(load(x + i, m), load(mean + i, m), load(rstd + i, m), w, b);
   });
 }

@@ -103,7 +103,7 @@ class Backward {
       const T* x = static_cast<const T*>(args_.x) + at;
       const D* d = dz + k * dz_stride;
       const V w = splat<V>(weight(k));
-      write_run(static_cast<T*>(args_.dx) + at, tile.count, args_.stream, [&](int64_t i, int m) FASTNORM_INLINE_CALL {
+      write_run(static_cast<T*>(args_.dx) + at, tile.count, args_.stream, [&](int64_t i, int m) FASTNORM_INLINED {
         const V centred = load(x + i, m) - load(mean + i, m);
         return (load(d + i, m) * load(rstd + i, m)) * w + (centred * load(slope + i, m) + load(shift + i, m));
       });

@@ -53,8 +53,8 @@ struct Rmsprop {
     g = g * grad;
     if (couples) g = g + l2 * p;
     if (decays) p = p * decay;
-    const V square = g * g;
-    const V square_avg = alpha * (first ? square : state[0]) + fresh * square;
+    // Not fresh * (g * g), which is infinite long before the average is.
+    const V square_avg = (first ? (alpha * g) * g : alpha * state[0]) + (fresh * g) * g;
     state[0] = square_avg;
     V variance = square_avg;
     if constexpr (kCentered) {

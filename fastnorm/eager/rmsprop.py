@@ -34,8 +34,7 @@ def rmsprop_step(
     p, g = arithmetic(param, -grad if maximize else grad)
     p, g = decayed(p, g, lr=lr, weight_decay=weight_decay, decoupled=decoupled)
     (_, v) = arithmetic(param, square_avg)
-    square = g * g
-    v = alpha * (square if first_grad else v) + (1 - alpha) * square
+    v = (alpha * g * g if first_grad else alpha * v) + (1 - alpha) * g * g
     variance, states = v, [v.to(square_avg.dtype)]
     if grad_avg is not None:
         (_, average) = arithmetic(param, grad_avg)
