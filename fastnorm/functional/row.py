@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnorm.activation import Activation, as_activation
+from fastnorm.autograd import nested
 from fastnorm.autograd import row_norm as _row_norm
 from fastnorm.checks import (
     channel_vector,
@@ -22,7 +23,6 @@ from fastnorm.checks import (
     momentum_factor,
     residual_like,
 )
-from fastnorm.functional import nested
 from fastnorm.functional.batch import batch_norm
 from fastnorm.ops.backend import resolve
 
