@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnorm.activation import Activation
 from fastnorm.eager.general_relu import activate
+
+Act = tuple[bool, float | None, float | None, float | None, float | None]
 
 
 def layer_norm(
@@ -17,7 +18,7 @@ def layer_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    act: Activation,
+    act: Act,
     residual: Tensor | None,
 ) -> Tensor:
     return _followed(F.layer_norm(x, list(shape), weight, bias, eps), act, residual)
@@ -28,13 +29,13 @@ def rms_norm(
     shape: Sequence[int],
     weight: Tensor | None,
     eps: float | None,
-    act: Activation,
+    act: Act,
     residual: Tensor | None,
 ) -> Tensor:
     return _followed(F.rms_norm(x, list(shape), weight, eps), act, residual)
 
 
-def _followed(y: Tensor, act: Activation, residual: Tensor | None) -> Tensor:
+def _followed(y: Tensor, act: Act, residual: Tensor | None) -> Tensor:
     z = y if residual is None else y + residual
-    _, *numbers = act
-    return activate(z, *numbers) if act.active else z
+    active, *numbers = act
+    return activate(z, *numbers) if active else z
