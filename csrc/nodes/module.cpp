@@ -4,6 +4,7 @@
 
 #include "nodes/batch_norm.h"
 #include "nodes/general_relu.h"
+#include "nodes/optim_watch.h"
 #include "nodes/row_norm.h"
 
 namespace fastnorm {
@@ -45,7 +46,16 @@ TORCH_LIBRARY_IMPL(fastnorm_eager, Autograd, library) { add_nodes<kEager>(librar
 TORCH_LIBRARY_IMPL(fastnorm_native, Autograd, library) { add_nodes<kNative>(library); }
 TORCH_LIBRARY_IMPL(fastnorm_triton, Autograd, library) { add_nodes<kTriton>(library); }
 
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "fastnorm._C_nodes", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
+PyMethodDef methods[] = {
+    {"watch_optim", watch_optim, METH_VARARGS, "Watches the tensors, groups and states of an optimizer's plan."},
+    {"take_optim", take_optim, METH_VARARGS, "Whether they are what they were; takes the gradients."},
+    {"reads_optim", reads_optim, METH_O, "Whether all hyper-parameters have been read."},
+    {"step_optim", step_optim, METH_VARARGS, "The step with what was taken."},
+    {"norm_optim", norm_optim, METH_O, "The norm of the gradients that were taken."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "fastnorm._C_nodes", nullptr, -1, methods, nullptr, nullptr, nullptr,
                       nullptr};
 
 }  // namespace

@@ -18,6 +18,7 @@ _BUILD_CUDA = "build it with `FASTNORM_BUILD=cuda pip install --no-build-isolati
 
 class _State:
     module: ModuleType | None = None
+    nodes: ModuleType | None = None
     missing: str = "the compiled extension has not been looked for yet"
     cuda_missing: str | None = "the CUDA kernels have not been looked for yet"
     nodes_missing: str | None = "the compiled autograd nodes have not been looked for yet"
@@ -80,7 +81,7 @@ def _load_nodes() -> str | None:
         return "the compiled autograd nodes are switched off by FASTNORM_DISABLE_NODES=1; unset it"
     name = f"fastnorm.{nodes_module(torch.__version__)}"
     try:
-        importlib.import_module(name)
+        _State.nodes = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
@@ -129,6 +130,11 @@ def nodes_missing() -> str | None:
 def available() -> ModuleType | None:
     """The extension's module, or None without it."""
     return _State.module
+
+
+def nodes() -> ModuleType | None:
+    """The module of the compiled nodes, or None without them."""
+    return _State.nodes
 
 
 def isa() -> str | None:

@@ -1,0 +1,72 @@
+// The tensors of an optimizer's plan, asked through torch's own classes: a few ns each, where Python takes tens.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "op/optim_steps.h"
+
+struct _object;
+
+namespace fastnorm {
+
+using at::Tensor;
+
+// A tensor that a step writes, and how it lay when it was first seen.
+class OptimWritten {
+ public:
+  // sizes of its dims and then strides are appended to `forms`.
+  OptimWritten(const Tensor& t, bool versioned, std::vector<int64_t>& forms);
+
+  // Whether it still lies there. form: where its sizes stand, moved on to the next tensor's.
+  bool unmoved(const int64_t*& form) const;
+  // Says to autograd that it has been written.
+  void count_version() const {
+    if (versioned_) impl()->bump_version();
+  }
+  c10::TensorImpl* impl() const { return tensor_.unsafeGetTensorImpl(); }
+
+ private:
+  Tensor tensor_;
+  void* data_;
+  c10::DispatchKeySet keys_;  // with them, whether its memory holds other signs than it reads
+  caffe2::TypeMeta dtype_;
+  bool versioned_;
+  uint32_t dims_;
+};
+
+// What the steps of a plan write, and the gradients that they read.
+class OptimTensors {
+ public:
+  enum class Found { all, other, unfit };
+
+  // grad_type: torch.Tensor; a gradient of any subclass is unfit.
+  explicit OptimTensors(const _object* grad_type);
+
+  // A parameter with a gradient, one row of the plan: all that its step writes, the parameter first. counted: the last
+  // one is the count of steps, which no graph holds.
+  void add_row(const std::vector<Tensor>& written, bool counted);
+  // A parameter without.
+  void add_idle(const Tensor& param) { params_.push_back({param, 0}); }
+
+  // Looks whether all lies where it lay, and fills in the gradients' addresses. other: no, or a parameter has got or lost
+  // its gradient. unfit: a gradient is no plain dense tensor in its parameter's order.
+  Found take(std::vector<OptimRow>& rows) const;
+  void count_versions() const;
+
+ private:
+  struct Param {
+    Tensor tensor;
+    uint32_t written;  // how many tensors its step writes; 0 without a gradient
+  };
+  bool fits(const c10::TensorImpl& grad, const int64_t* form, size_t dims, OptimStream& stream) const;
+
+  const _object* grad_type_;
+  c10::DispatchKeySet plain_;  // what an ordinary CPU tensor has
+  std::vector<Param> params_;
+  std::vector<OptimWritten> written_;
+  std::vector<int64_t> forms_;
+};
+
+}  // namespace fastnorm
