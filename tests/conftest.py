@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fastnorm.ops import native
+
 try:
     from hypothesis import HealthCheck, settings
 except ImportError:  # a bare GPU machine; the tests that draw their cases import it themselves, and fail
@@ -28,3 +30,12 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["nodes", "python"])
+def optim_route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who looks whether an optimizer's plan still holds: the compiled nodes, or what serves without them."""
+    assert native.nodes_missing() is None, native.nodes_missing()
+    if request.param == "python":
+        monkeypatch.setattr(native._State, "nodes", None)
+    return str(request.param)

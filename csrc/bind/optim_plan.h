@@ -53,7 +53,7 @@ class OptimPlan final : public OptimSteps {
   bool take(const std::vector<Tensor>& grads);
   // The same, one gradient at a time: first unmoved(), then each row with a dense gradient of the parameter's strides
   // (any other is refused), then grads_taken().
-  bool unmoved() const;
+  bool unmoved() const override;
   size_t rows() const { return rows_.size(); }
   bool take_dense(size_t row, void* data, Dtype dtype, int64_t dims, const int64_t* sizes, const int64_t* strides);
   void grads_taken() { taken_ = true; }

@@ -52,6 +52,7 @@ PyMethodDef methods[] = {
     {"reads_optim", reads_optim, METH_O, "Whether all hyper-parameters have been read."},
     {"step_optim", step_optim, METH_VARARGS, "The step with what was taken."},
     {"norm_optim", norm_optim, METH_O, "The norm of the gradients that were taken."},
+    {"profiled", profiled, METH_NOARGS, "Whether a profiler wants to see what is called."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -113,8 +113,9 @@ bool OptimStates::are(PyObject* states) const {
   }
   if (PyDict_Next(states, &at, &key, &value)) return false;
   size_t seen = 0;
-  for (const Held& dict : dicts_) {
-    for (at = 0; PyDict_Next(dict.get(), &at, &key, &value); ++seen) {
+  for (size_t i = 0; i < dicts_.size(); ++i) {
+    if (i + 8 < dicts_.size()) __builtin_prefetch(dicts_[i + 8].get());
+    for (at = 0; PyDict_Next(dicts_[i].get(), &at, &key, &value); ++seen) {
       if (seen == values_.size() || !values_[seen].is(value)) return false;
     }
   }

@@ -66,9 +66,15 @@ PyObject* guarded(const F& f) {
   }
 }
 
-// f() without the GIL.
+// A longer step lets other threads of Python run, and has to hold what they might drop: 10 ns a gradient, which a step
+// over small ones spares.
+constexpr int64_t kLongElements = 1 << 18;
+
+// f() without the GIL, where that is worth it.
 template <class F>
-auto unlocked(const F& f) {
+auto unlocked(const OptimTensors& tensors, const F& f) {
+  if (tensors.elements() < kLongElements) return f();
+  const auto held = tensors.hold_grads();
   struct Unlocked {
     PyThreadState* state = PyEval_SaveThread();
     ~Unlocked() { PyEval_RestoreThread(state); }
@@ -88,6 +94,7 @@ PyObject* watch_optim(PyObject*, PyObject* args) {
   auto* plan = static_cast<OptimSteps*>(PyCapsule_GetPointer(steps, kOptimStepsCapsule));
   if (plan == nullptr) return nullptr;
   return guarded([&] {
+    if (!plan->unmoved()) return Py_BuildValue("");
     auto watch = std::unique_ptr<OptimWatch>(new OptimWatch{Held(steps), *plan, OptimTensors(type),
                                                             OptimGroups(groups, params, hyper_keys, form_keys, words),
                                                             OptimStates(all, states)});
@@ -117,6 +124,10 @@ PyObject* reads_optim(PyObject*, PyObject* capsule) {
   return watch == nullptr ? nullptr : PyBool_FromLong(watch->groups.numbers() != nullptr);
 }
 
+PyObject* profiled(PyObject*, PyObject*) {
+  return PyBool_FromLong(at::getStepCallbacksUnlessEmpty(at::RecordScope::USER_SCOPE).has_value());
+}
+
 PyObject* step_optim(PyObject*, PyObject* args) {
   PyObject *capsule, *hyper;
   double multiplier;
@@ -129,7 +140,7 @@ PyObject* step_optim(PyObject*, PyObject* args) {
   if (PyErr_Occurred()) return nullptr;
   return guarded([&] {
     const auto* read = watch->groups.numbers();
-    unlocked([&] {
+    unlocked(watch->tensors, [&] {
       RECORD_FUNCTION("fastnorm_optim::step", {});
       watch->steps.step(given.empty() && read != nullptr ? *read : given, multiplier, seed);
       watch->tensors.count_versions();
@@ -142,7 +153,7 @@ PyObject* norm_optim(PyObject*, PyObject* capsule) {
   OptimWatch* watch = watch_of(capsule);
   if (watch == nullptr) return nullptr;
   return guarded([&] {
-    return PyFloat_FromDouble(unlocked([&] {
+    return PyFloat_FromDouble(unlocked(watch->tensors, [&] {
       RECORD_FUNCTION("fastnorm_optim::grad_norm", {});
       return watch->steps.grad_norm();
     }));

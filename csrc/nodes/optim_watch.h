@@ -14,7 +14,7 @@ enum OptimAnswer : long {
 };
 
 // Python's watch_optim(steps, grad_type, params, rows, groups, all_states, states, hyper_keys, form_keys, words): a
-// capsule. steps: from fastnorm._C.optim_steps. params: of all groups. rows: of each parameter its tensors (that are
+// capsule, or None where the plan's tensors have moved already. steps: from fastnorm._C.optim_steps. params: of all groups. rows: of each parameter its tensors (that are
 // written; the parameter first) and whether the last is the count of steps, or None without a gradient.
 _object* watch_optim(_object*, _object* args);
 // take_optim(watch, groups, states): an OptimAnswer.
@@ -23,7 +23,9 @@ _object* take_optim(_object*, _object* args);
 _object* step_optim(_object*, _object* args);
 // norm_optim(watch): the norm of all gradients, after kTaken.
 _object* norm_optim(_object*, _object* watch);
-// optim_numbers(watch): whether the watch has read all hyper-parameters.
+// reads_optim(watch): whether the watch has read all hyper-parameters.
 _object* reads_optim(_object*, _object* watch);
+// profiled(): whether a profiler wants to see what is called.
+_object* profiled(_object*, _object*);
 
 }  // namespace fastnorm

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fastnorm.ops import native
-from fastnorm.ops.optim import STEP, Plan
+from fastnorm.ops.optim import STEP, Plan, TensorMoved
 
 OTHER, LONG_WAY, REFORMED, TAKEN = range(4)  # as OptimAnswer in csrc/nodes/optim_watch.h
 
@@ -29,7 +29,10 @@ class Watch:
         form_keys: tuple[str, ...],
         words: dict[str, float],
     ) -> None:
-        """params: of all groups; groups and states as the plan was made from; snapshot: all states there are."""
+        """params: of all groups; groups and states as the plan was made from; snapshot: all states there are.
+
+        Raises TensorMoved where the plan's tensors have.
+        """
         module = native.nodes()
         assert module is not None
         rows: list[tuple[list[Tensor], bool] | None] = [None] * len(params)
@@ -40,6 +43,8 @@ class Watch:
         self._watch = module.watch_optim(
             plan.shared(), Tensor, params, rows, groups, snapshot, [s for s in states if s], hyper_keys, form_keys, words
         )
+        if self._watch is None:
+            raise TensorMoved
 
     def take(self, groups: list[dict[str, Any]], states: Any) -> int:
         """One of the answers above."""
@@ -61,3 +66,9 @@ class Watch:
 def can_watch(plan: Plan | None) -> bool:
     """Whether there are compiled nodes, and a plan that they can look after."""
     return plan is not None and native.nodes() is not None and plan.shared() is not None
+
+
+def profiled() -> bool:
+    """Whether a profiler wants to see calls. Without compiled nodes nobody knows: then yes."""
+    module = native.nodes()
+    return module is None or module.profiled()

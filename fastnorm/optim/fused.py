@@ -16,6 +16,7 @@ from fastnorm.ops.optim import Plan, TensorMoved, grads_of
 from fastnorm.ops.optim_watch import Watch
 from fastnorm.optim.device import DeviceStep
 from fastnorm.optim.entry import Entry
+from fastnorm.optim.hooks import hooked
 from fastnorm.optim.plan import StepPlan, read_real, real
 from fastnorm.optim.rule import HALF, Rule, number
 
@@ -46,6 +47,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     _plan: StepPlan | None = None
     _loading: dict[str, Any] | None = None
     _step_supports_amp_scaling = True
+    profile_hook_step = staticmethod(hooked)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.defaults.update(self.extra_defaults)
@@ -99,8 +101,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     @torch._disable_dynamo
     def _update(self) -> None:
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        groups, plan = self.param_groups, self._plan
-        if plan is not None and plan.takes_all(groups, self.state, chosen()):
+        groups, plan, choice = self.param_groups, self._plan, chosen()
+        if plan is not None and plan.takes_all(groups, self.state, choice):
             self._apply(plan, plan.watch, [], grad_scale, found_inf)
             return
         lists = [group["params"] for group in groups]
@@ -109,14 +111,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not grads:
             return
         active = params if len(grads) == len(params) else [p for p in params if p.grad is not None]
-        if plan is not None and plan.fits(groups, lists, self.state, active, chosen()):
-            plan.watch_over(groups, lists)
-        else:
+        if plan is None or not plan.fits(groups, lists, self.state, active, choice):
             if found_inf is not None and number(found_inf) != 0:  # before a state is made
                 return
             plan = self._new_plan()
         try:
-            self._apply(plan, plan.native, grads, grad_scale, found_inf)
+            watched = plan.watch_over(groups, params) and plan.takes_all(groups, self.state, choice)
+            self._apply(plan, plan.watch if watched else plan.native, grads, grad_scale, found_inf)
         except TensorMoved:
             plan = self._new_plan()
             self._apply(plan, plan.native, grads, grad_scale, found_inf)
@@ -130,7 +131,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self, plan: StepPlan, native: Plan | Watch | None, grads: list[Tensor], grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:  # fmt: skip
-        """native: what calls the plan's compiled step; a watch has the gradients already."""
+        """native: what calls the compiled step; a watch has taken the gradients already."""
         if plan.devices and "capturable" in self.defaults:
             self._accelerator_graph_capture_health_check()
         scaled = found_inf is not None or grad_scale is not None

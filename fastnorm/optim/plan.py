@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -158,14 +157,19 @@ class StepPlan:
             and all(where(t) == place for t, place in self.viewed)
         )
 
-    def watch_over(self, groups: list[Group], lists: list[list[Tensor]]) -> None:
-        """After `fits`: lets the compiled nodes look whether the next step finds all as it is now, where they can."""
-        if self.watch is None and self.native is not None and self.all_plain and can_watch(self.native):
-            rule = self.form.rule
-            self.watch = Watch(
-                self.native, list(chain.from_iterable(lists)), groups, self.snapshot, self.dicts, rule.hyper_keys,
-                self.form.keys, rule.words,
-            )  # fmt: skip
+    def watch_over(self, groups: list[Group], params: list[Tensor]) -> bool:
+        """Lets the compiled nodes look after everything, where they can and do not yet. params: of all groups.
+
+        Raises TensorMoved.
+        """
+        if self.watch is not None or not (self.lasting and self.all_plain and can_watch(self.native)):
+            return False
+        assert self.native is not None
+        rule, keys = self.form.rule, self.form.keys
+        self.watch = Watch(
+            self.native, params, groups, self.snapshot, self.dicts, rule.hyper_keys, keys, rule.words
+        )  # fmt: skip
+        return True
 
     def takes_all(self, groups: list[Group], states: Any, choice: str | None) -> bool:
         """Whether the watch has found all as it was and has this step's gradients: nothing else need be asked."""

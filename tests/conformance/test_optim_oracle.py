@@ -13,6 +13,8 @@ from fastnorm import optim
 from fastnorm.ops.optim import Plan
 from fastnorm.testing.optim import SIZES, check_step, make_params, set_grads
 
+pytestmark = pytest.mark.usefixtures("optim_route")
+
 NAMES = ("SGD", "RMSprop", "Adam", "AdamW")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
 BACKENDS = ("native", "eager")

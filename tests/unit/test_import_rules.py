@@ -49,7 +49,7 @@ INCLUDES: dict[str, set[str]] = {
     "cpu": {"op", "math", "cpu"},
     "cuda": {"op", "math", "cuda"},
     "bind": {"bind", "op", "math", "cpu"},
-    "nodes": {"nodes"},
+    "nodes": {"nodes", "op"},
 }
 FOREIGNERS = {"bind", "nodes"}
 FOREIGN = re.compile(r"^(torch|ATen|c10|caffe2|pybind11)/|^Python\.h$")
