@@ -37,6 +37,7 @@ bool take_all(OptimPlan& plan, PyObject* grads) {
   for (Py_ssize_t r = 0; r < rows; ++r) {
     PyObject* grad = PyList_GetItem(grads, r);
     if (!exchange(grad, t) || !known(t, dtype) || may_be_negated(grad, t)) return false;
+    if (t.data == nullptr && plan.table()[static_cast<size_t>(r)].numel != 0) return false;
     char* data = static_cast<char*>(t.data) + t.byte_offset;
     if (!plan.take_dense(static_cast<size_t>(r), data, dtype, t.dims, t.sizes, t.strides)) return false;
   }

@@ -103,7 +103,7 @@ bool OptimTensors::find_grads() {
 }
 
 OptimTensors::Found OptimTensors::take(std::vector<OptimRow>& rows) {
-  if (!find_grads()) return Found::other;
+  if (!find_grads()) return Found::moved;
   size_t at = 0, row = 0;
   const int64_t* form = forms_.data();
   for (const Param& param : params_) {
@@ -112,7 +112,7 @@ OptimTensors::Found OptimTensors::take(std::vector<OptimRow>& rows) {
     const auto dims = static_cast<size_t>(param.tensor.dim());
     for (const size_t end = at + param.written; at < end; ++at) {
       if (at + kAhead < written_.size()) written_[at + kAhead].fetch();
-      if (!written_[at].unmoved(form)) return Found::other;
+      if (!written_[at].unmoved(form)) return Found::moved;
     }
     if (row + kAhead / 2 < grads_.size()) {
       fetch_storage(storage_of(*grads_[row + kAhead / 2]));

@@ -45,7 +45,7 @@ class OptimWritten {
 // What the steps of a plan write, and the gradients that they read.
 class OptimTensors {
  public:
-  enum class Found { all, other, unfit };
+  enum class Found { all, moved, unfit };
 
   // grad_type: torch.Tensor; a gradient of any subclass is unfit.
   explicit OptimTensors(const _object* grad_type);
@@ -56,7 +56,7 @@ class OptimTensors {
   // A parameter without.
   void add_idle(const Tensor& param) { params_.push_back({param, nullptr, 0}); }
 
-  // Looks whether all lies where it lay, and fills in the gradients' addresses. other: no, or a parameter has got or lost
+  // Looks whether all lies where it lay, and fills in the gradients' addresses. moved: no, or a parameter has got or lost
   // its gradient. unfit: a gradient is no plain dense tensor in its parameter's order.
   Found take(std::vector<OptimRow>& rows);
   void count_versions() const;

@@ -113,7 +113,7 @@ PyObject* take_optim(PyObject*, PyObject* args) {
     bool reformed = false;
     if (!watch->groups.are(groups, reformed) || !watch->states.are(states)) return PyLong_FromLong(kOther);
     const auto found = watch->tensors.take(watch->steps.table());
-    if (found == OptimTensors::Found::other) return PyLong_FromLong(kOther);
+    if (found == OptimTensors::Found::moved) return PyLong_FromLong(kMoved);
     if (found == OptimTensors::Found::unfit) return PyLong_FromLong(kLongWay);
     return PyLong_FromLong(reformed ? kReformed : kTaken);
   });

@@ -7,8 +7,9 @@ namespace fastnorm {
 
 // What has been found; as in fastnorm/ops/optim_watch.py.
 enum OptimAnswer : long {
-  kOther,     // something is not what it was: nothing is taken
-  kLongWay,   // as it was, but a gradient, or a mode that would see tensors, has to take the way through Python
+  kMoved,     // a tensor does not lie where it lay, or a parameter got or lost its gradient: the plan does not hold
+  kOther,     // groups or states hold other objects: Python has to look whether the plan holds
+  kLongWay,   // all as it was, but a gradient, or a mode that would see tensors, has to take the way through Python
   kReformed,  // taken, if the groups' new form still means the same
   kTaken,     // the next step needs a multiplier and a seed alone
 };

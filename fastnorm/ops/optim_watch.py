@@ -9,7 +9,7 @@ from torch import Tensor
 from fastnorm.ops import native
 from fastnorm.ops.optim import STEP, Plan, TensorMoved
 
-OTHER, LONG_WAY, REFORMED, TAKEN = range(4)  # as OptimAnswer in csrc/nodes/optim_watch.h
+MOVED, OTHER, LONG_WAY, REFORMED, TAKEN = range(5)  # as OptimAnswer in csrc/nodes/optim_watch.h
 
 
 class Watch:
@@ -41,7 +41,16 @@ class Watch:
         self._take, self._step, self._norm = module.take_optim, module.step_optim, module.norm_optim
         self._reads = module.reads_optim
         self._watch = module.watch_optim(
-            plan.shared(), Tensor, params, rows, groups, snapshot, [s for s in states if s], hyper_keys, form_keys, words
+            plan.shared(),
+            Tensor,
+            params,
+            rows,
+            groups,
+            snapshot,
+            [s for s in states if s],
+            hyper_keys,
+            form_keys,
+            words,
         )
         if self._watch is None:
             raise TensorMoved

@@ -12,7 +12,7 @@ from fastnorm.ops import optim as ops
 from fastnorm.ops import triton
 from fastnorm.ops.backend import resolve
 from fastnorm.ops.optim_table import NativeLauncher, OptimLauncher, TritonLauncher
-from fastnorm.ops.optim_watch import OTHER, REFORMED, TAKEN, Watch, can_watch
+from fastnorm.ops.optim_watch import MOVED, OTHER, REFORMED, TAKEN, Watch, can_watch
 from fastnorm.optim.device import DeviceStep, fits_kernel
 from fastnorm.optim.entry import Entry, make_entries
 from fastnorm.optim.rule import Group, Rule
@@ -176,7 +176,9 @@ class StepPlan:
         if self.watch is None or self.choice != choice:
             return False
         answer = self.watch.take(groups, states)
-        if answer == OTHER:
+        if answer == MOVED:
+            self.lasting = False
+        elif answer == OTHER:
             self.watch = None
         return answer == TAKEN or (answer == REFORMED and self.form.is_of(groups, [g["params"] for g in groups]))
 
