@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -33,7 +34,7 @@ class Watch:
 
         Raises TensorMoved where the plan's tensors have.
         """
-        module = native.nodes()
+        module = _nodes()
         assert module is not None
         rows: list[tuple[list[Tensor], bool] | None] = [None] * len(params)
         for row in plan.rows:
@@ -72,12 +73,18 @@ class Watch:
         return self._norm(self._watch)
 
 
+def _nodes() -> ModuleType | None:
+    """The compiled nodes; None without them, or where their build is older than the watch."""
+    module = native.nodes()
+    return module if hasattr(module, "watch_optim") else None
+
+
 def can_watch(plan: Plan | None) -> bool:
     """Whether there are compiled nodes, and a plan that they can look after."""
-    return plan is not None and native.nodes() is not None and plan.shared() is not None
+    return plan is not None and _nodes() is not None and plan.shared() is not None
 
 
 def profiled() -> bool:
     """Whether a profiler wants to see calls. Without compiled nodes nobody knows: then yes."""
-    module = native.nodes()
+    module = _nodes()
     return module is None or module.profiled()

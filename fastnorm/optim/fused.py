@@ -16,7 +16,7 @@ from fastnorm.ops.optim import Plan, TensorMoved, grads_of
 from fastnorm.ops.optim_watch import Watch
 from fastnorm.optim.device import DeviceStep
 from fastnorm.optim.entry import Entry
-from fastnorm.optim.hooks import hooked
+from fastnorm.optim.hooks import P, R, hooked
 from fastnorm.optim.plan import StepPlan, read_real, real
 from fastnorm.optim.rule import HALF, Rule, number
 
@@ -47,7 +47,10 @@ class FusedOptimizer(torch.optim.Optimizer):
     _plan: StepPlan | None = None
     _loading: dict[str, Any] | None = None
     _step_supports_amp_scaling = True
-    profile_hook_step = staticmethod(hooked)
+
+    @staticmethod
+    def profile_hook_step(func: Callable[P, R]) -> Callable[P, R]:
+        return hooked(func)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.defaults.update(self.extra_defaults)

@@ -80,13 +80,34 @@ def test_changes_are_noticed(
     assert answers == [TAKEN] * 3 + wanted + [TAKEN]
 
 
-def test_another_shape_in_the_same_memory(answers: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "another shape": lambda t: t.view(4, 3),
+    "fewer rows": lambda t: t[:2],
+    "later in it": lambda t: t.as_strided((2, 4), (4, 1), 4),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_other_views_of_the_same_memory(name: str, answers: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     def change(optimizer: FusedOptimizer) -> None:
         p = first(optimizer)
-        p.data, p.grad = p.data.view(4, 3), torch.ones(4, 3)
+        p.data = VIEWS[name](p.data)
+        p.grad = torch.ones(p.shape)
 
     check(*CASES[0], change, monkeypatch)
     assert answers == [TAKEN] * 3 + [MOVED, TAKEN, TAKEN]
+
+
+def test_another_place_in_the_same_memory() -> None:
+    room = torch.ones(20)
+    p = torch.nn.Parameter(room[:10])
+    optimizer = optim.SGD([p], lr=1.0)
+    p.grad = torch.ones(10)
+    optimizer.step()
+    p.data = room[10:]
+    p.grad = torch.ones(10)
+    optimizer.step()
+    assert torch.equal(room, torch.zeros(20))
 
 
 def restride(t: Tensor) -> None:
@@ -125,6 +146,20 @@ def test_states_that_change_are_noticed(
         optimizer.step()
     assert answers == [answer, TAKEN, TAKEN]
     assert all(torch.equal(a, b) for a, b in zip(*map(contents, both), strict=True))
+
+
+@pytest.mark.parametrize("cls, kwargs", CASES[1:])
+def test_another_dict_of_states_is_noticed(cls: Any, kwargs: dict[str, Any], answers: list[int]) -> None:
+    optimizer = make(cls, kwargs)
+    for step in range(3):
+        give_grads(optimizer, step)
+        if step == 2:
+            state = {key: value.clone() for key, value in optimizer.state[first(optimizer)].items()}
+            before = {key: value.clone() for key, value in state.items()}
+            optimizer.state[first(optimizer)] = state
+        optimizer.step()
+    assert answers == [TAKEN] * 2 + [OTHER, TAKEN]
+    assert not any(torch.equal(state[key], before[key]) for key in state)
 
 
 def test_numbers_that_follow_a_schedule(answers: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,22 @@ def test_gradients_that_go_the_long_way(
 
 
 @each_case
+def test_a_parameter_with_gaps_goes_the_long_way(cls: Any, kwargs: dict[str, Any], answers: list[int]) -> None:
+    torch.manual_seed(0)
+    room, grads = torch.randn(3, 8), torch.randn(3, 8)
+    p, q = torch.nn.Parameter(room[:, ::2]), torch.nn.Parameter(room[:, ::2].clone())
+    gaps = room[:, 1::2].clone()
+    p.grad, q.grad = grads[:, ::2], grads[:, ::2].clone()
+    assert p.grad.stride() == p.stride()
+    for t in (p, q):
+        optimizer = cls([t], **kwargs)
+        for _ in range(2):
+            optimizer.step()
+    assert torch.equal(p, q) and torch.equal(room[:, 1::2], gaps)
+    assert answers == [LONG_WAY] * 2 + [TAKEN] * 2
+
+
+@each_case
 def test_a_sparse_gradient_is_refused(cls: Any, kwargs: dict[str, Any]) -> None:
     optimizer = make(cls, kwargs)
     for step in range(3):
@@ -87,8 +103,10 @@ def test_versions_are_counted(cls: Any, kwargs: dict[str, Any]) -> None:
     p = first(optimizer)
     written = [p, *(t for key, t in optimizer.state.get(p, {}).items() if key != "step")]
     before = [t._version for t in written]
+    counts = [state["step"] for state in optimizer.state.values() if "step" in state]
     optimizer.step()
     assert [t._version for t in written] == [version + 1 for version in before]
+    assert [t._version for t in counts] == [0] * len(counts)  # no graph holds a count of steps
 
 
 @each_case
