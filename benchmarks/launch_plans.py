@@ -14,7 +14,7 @@ import torch
 from benchmarks.cases import Case, all_cases
 from benchmarks.optim_cases import OptimCase, optim_cases
 from fastnorm.ops import optim, optim_table, triton
-from fastnorm.testing import triton_aot
+from fastnorm.testing import triton_cases
 from fastnorm.testing.cases import DTYPES, RowCase
 
 H200 = 132  # SMs: what the GPU targets are for
@@ -77,28 +77,28 @@ def plan_lines(columns: Collection[str] = ()) -> list[str]:
     return lines
 
 
-def launched(case: Case | OptimCase) -> triton_aot.Case:
+def launched(case: Case | OptimCase) -> triton_cases.Case:
     """The tensors and options that a case gives to the launchers."""
     if isinstance(case, OptimCase):
         sizes = tuple(math.prod(shape) for shape in case.shapes)
         centered = bool(case.spec.options.get("centered"))
-        return triton_aot.OptimCase(
+        return triton_cases.OptimCase(
             case.shape, case.dtype, kind=KINDS[case.spec.column], states=case.spec.states, centered=centered,
             sizes=sizes,
         )  # fmt: skip
     spec, channels_last = case.spec, case.layout == "channels_last"
     if spec.kind == "stats":
-        return triton_aot.StatsCase(case.shape, case.dtype, channels_last)
+        return triton_cases.StatsCase(case.shape, case.dtype, channels_last)
     options = (case.shape, case.dtype, channels_last, spec.act, spec.residual, spec.training)
     problem = case.problem
     if not isinstance(problem, RowCase):
-        return triton_aot.Case(*options)
+        return triton_cases.Case(*options)
     groups = case.shape[1] if spec.kind == "instance" else problem.groups
-    return triton_aot.RowCase(*options, problem.dims, groups, problem.rms)
+    return triton_cases.RowCase(*options, problem.dims, groups, problem.rms)
 
 
-def describe(case: triton_aot.Case) -> str:
-    if isinstance(case, triton_aot.OptimCase):
+def describe(case: triton_cases.Case) -> str:
+    if isinstance(case, triton_cases.OptimCase):
         parts = [f"{len(case.sizes) or 1} parameters", f"{case.elements} elements", case.dtype]
         parts += [f"{name}={getattr(case, name)}" for name in ("kind", "states", "centered", "master")]
         return " ".join(parts)
@@ -107,23 +107,23 @@ def describe(case: triton_aot.Case) -> str:
         case.dtype,
         "channels_last" if case.channels_last else "contiguous",
     ]
-    if isinstance(case, triton_aot.RowCase):
+    if isinstance(case, triton_cases.RowCase):
         parts += [f"rows of {case.dims} dims"] if case.dims else [f"{case.groups or 'no'} groups"]
         parts += ["rms"] * case.rms
     parts += [name for name in ("act", "residual") if getattr(case, name)]
     return " ".join([*parts, "training" if case.training else "eval"])
 
 
-def launches(case: triton_aot.Case, sms: int = H200) -> list[Planned]:
+def launches(case: triton_cases.Case, sms: int = H200) -> list[Planned]:
     with recording(sms) as recorded:
-        triton_aot.launch(case)
-    if isinstance(case, triton_aot.OptimCase):
+        triton_cases.launch(case)
+    if isinstance(case, triton_cases.OptimCase):
         rows = case.elements, case.elements * element_bytes(case)
         return [dataclasses.replace(one, tensors={**one.tensors, "rows": rows}) for one in recorded]
     return recorded
 
 
-def element_bytes(case: triton_aot.OptimCase) -> int:
+def element_bytes(case: triton_cases.OptimCase) -> int:
     """What a step moves of a parameter's number: parameter and states there and back, the gradient, a rounded copy."""
     stored = DTYPES[case.dtype].itemsize
     wide = max(4, stored)

@@ -32,6 +32,14 @@ def check_batch(x: Tensor, training: bool, eps: float) -> None:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
 
 
+def check_part(x: Tensor, eps: float) -> None:
+    """Rank and eps of one process's part of a batch: only all together know how many values a channel has."""
+    if x.dim() < 2:
+        raise ValueError(f"expected at least 2D input (got {x.dim()}D input)")
+    if not eps > 0.0:
+        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+
+
 def checked_eps(eps: float, op: str) -> float:
     """A number: negative ones pass, as in torch."""
     if eps != eps:

@@ -31,6 +31,24 @@ from .batch_norm_tiles import (
 from .general_relu import activate, rounded_for
 
 
+@triton.jit
+def store_output(
+    x, mean, rstd, weight_ptr, bias_ptr, residual_ptr, y_ptr, c, C, offsets, mask, leak, sub, maxv, max_leak,
+    ACT: tl.constexpr,
+):  # fmt: skip
+    """y of a tile x of the channels c."""
+    ACC: tl.constexpr = x.dtype
+    scale = load_channels(weight_ptr, c, C, 1.0, ACC) * rstd
+    bias = load_channels(bias_ptr, c, C, 0.0, ACC)
+    residual = None
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(ACC)
+    y = normalized(x, mean, scale, bias, residual)
+    if ACT:
+        y = activate(y, leak, sub, maxv, max_leak)
+    tl.store(y_ptr + offsets, rounded_for(y, y_ptr), mask=mask)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def batch_norm_fwd_held_kernel(
     x_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, mean_ptr, rstd_ptr,
@@ -61,15 +79,9 @@ def batch_norm_fwd_held_kernel(
         momentum, eps, UNBIASED,
     )  # fmt: skip
 
-    scale = load_channels(weight_ptr, c, C, 1.0, ACC) * rstd
-    bias = load_channels(bias_ptr, c, C, 0.0, ACC)
-    residual = None
-    if residual_ptr is not None:
-        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(ACC)
-    y = normalized(x, mean, scale, bias, residual)
-    if ACT:
-        y = activate(y, leak, sub, maxv, max_leak)
-    tl.store(y_ptr + offsets, rounded_for(y, y_ptr), mask=mask)
+    store_output(
+        x, mean, rstd, weight_ptr, bias_ptr, residual_ptr, y_ptr, c, C, offsets, mask, leak, sub, maxv, max_leak, ACT
+    )
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -99,15 +111,9 @@ def batch_norm_apply_kernel(
         if tile == 0:
             tl.store(mean_ptr + c, mean, mask=c < C)
             tl.store(rstd_ptr + c, rstd, mask=c < C)
-    scale = load_channels(weight_ptr, c, C, 1.0, ACC) * rstd
-    bias = load_channels(bias_ptr, c, C, 0.0, ACC)
-    residual = None
-    if residual_ptr is not None:
-        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(ACC)
-    y = normalized(x, mean, scale, bias, residual)
-    if ACT:
-        y = activate(y, leak, sub, maxv, max_leak)
-    tl.store(y_ptr + offsets, rounded_for(y, y_ptr), mask=mask)
+    store_output(
+        x, mean, rstd, weight_ptr, bias_ptr, residual_ptr, y_ptr, c, C, offsets, mask, leak, sub, maxv, max_leak, ACT
+    )
 
 
 def batch_norm_fwd(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -20,9 +19,8 @@ class BatchNormPlan:
 
     held: one program owns block_c channels, and block_s covers all their n * s values at once.
     Otherwise a block of channels has `tiles` = n * s_blocks tiles, dealt in turn to `splits` programs.
-    even_s: no tile sticks out along s. c_vec, s_vec: the power of two (at most 16) that divides c or s,
-    whichever is the fast axis: the compiler must know it to load wide words. finish_*: the tile that combines
-    the partial results. registers: the most of a reduction's thread.
+    even_s: no tile sticks out along s. c_vec, s_vec: launch.dividing_powers. finish_*: the tile that combines the
+    partial results. registers: the most of a reduction's thread.
     """
 
     c: int
@@ -76,16 +74,8 @@ def batch_norm_plan(view: View, itemsize: int, n_sms: int, which: Pass) -> Batch
     if held is not None:
         return _plan(view, held, 1, launch.VALUES_PER_LANE, which, held=True)
     values_per_lane = launch.lane_values(view, itemsize)
-    tile = launch.WARPS * 32 * values_per_lane
-    blocks = launch.tile_blocks(view, itemsize, tile)
-    while tile > launch.SMALLEST_TILE and _tiles(view, blocks) < 2 * n_sms:
-        tile //= 2
-        blocks = launch.tile_blocks(view, itemsize, tile)
+    blocks = launch.spread_blocks(view, itemsize, launch.WARPS * 32 * values_per_lane, n_sms)
     return _plan(view, blocks, which.programs_per_sm * n_sms, values_per_lane, which, held=False)
-
-
-def _tiles(view: View, blocks: tuple[int, int]) -> int:
-    return -(-view.c // blocks[0]) * view.n * -(-view.s // blocks[1])
 
 
 def _held_blocks(view: View, itemsize: int, n_sms: int, limit: int) -> tuple[int, int] | None:
@@ -110,6 +100,7 @@ def _plan(
     splits = max(1, min(tiles, programs // c_blocks))
     warps = block_c * block_s // values_per_lane // 32
     finish_block_splits = power_of_two_above(splits)
+    c_vec, s_vec = launch.dividing_powers(view)
     return BatchNormPlan(
         c=view.c,
         held=held,
@@ -121,8 +112,8 @@ def _plan(
         splits=splits,
         even_s=not held and view.s % block_s == 0,
         num_warps=min(launch.MAX_WARPS, max(1, warps)),
-        c_vec=math.gcd(view.c, 16) if view.channels_last else 1,
-        s_vec=1 if view.channels_last else math.gcd(view.s, 16),
+        c_vec=c_vec,
+        s_vec=s_vec,
         finish_block_c=min(power_of_two_above(view.c), max(1, launch.FINISH_TILE // finish_block_splits), 64),
         finish_block_splits=finish_block_splits,
         registers=which.registers,
@@ -130,7 +121,5 @@ def _plan(
 
 
 def plan_for(x: torch.Tensor, view: View, which: Pass) -> BatchNormPlan:
-    n_sms = launch.sm_count(x)
-    if n_sms == launch.INTERPRETER_SMS:
-        which = replace(which, held=which.held // launch.INTERPRETER_HELD_DIVISOR)
+    n_sms, which = launch.room(x, which)
     return batch_norm_plan(view, x.element_size(), n_sms, which)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .general_relu import activate_grad
+
 # Not specialised on: a new batch size must not compile again. What the compiler must know is in C_VEC and
 # S_VEC.
 SIZES = ["N", "tiles", "channels", "size", "splits", "count"]
@@ -136,3 +138,35 @@ def normalized(x, mean, scale, bias, residual):
     if residual is not None:
         z = z + residual
     return z
+
+
+@triton.jit
+def load_numbers(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, c, C, ACC: tl.constexpr):
+    """mean, rstd, weight * rstd and bias of the channels c."""
+    mean = load_channels(mean_ptr, c, C, 0.0, ACC)
+    rstd = load_channels(rstd_ptr, c, C, 0.0, ACC)
+    scale = load_channels(weight_ptr, c, C, 1.0, ACC) * rstd
+    bias = load_channels(bias_ptr, c, C, 0.0, ACC)
+    return mean, rstd, scale, bias
+
+
+@triton.jit
+def load_dz(
+    dy_ptr, residual_ptr, x, mean, scale, bias, offsets, mask, leak, sub, maxv, max_leak,
+    ACT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dy times the activation's slope at z, 0 in masked lanes."""
+    dz = tl.load(dy_ptr + offsets, mask=mask, other=0.0).to(ACC)
+    if ACT:
+        residual = None
+        if residual_ptr is not None:
+            residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(ACC)
+        dz = activate_grad(dz, normalized(x, mean, scale, bias, residual), leak, sub, maxv, max_leak)
+    return dz
+
+
+@triton.jit
+def input_grad(dz, x, mean, rstd, scale, mean_dz, mean_dz_x_hat):
+    """dx = weight * rstd * (dz - avg(dz) - x_hat * avg(dz * x_hat))."""
+    x_hat = (x - mean[:, None]) * rstd[:, None]
+    return scale[:, None] * tl.fma(x_hat, -mean_dz_x_hat[:, None], dz - mean_dz[:, None])

@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
 
 import torch
 import triton.language as tl
@@ -50,6 +50,8 @@ class Pass:
     registers: int
     programs_per_sm: int
 
+
+AnyPass = TypeVar("AnyPass", bound=Pass)
 
 # Held: 32 fp32 values a lane in 16 warps; the backward holds x and dz. Registers: what sm_90 needs for a tile
 # with little to spare (sm_80 takes 95 for the forward if left alone, and would lose a third of its warps).
@@ -123,6 +125,23 @@ def tile_blocks(view: View, itemsize: int, tile: int) -> tuple[int, int]:
     return (length, other) if view.channels_last else (other, length)
 
 
+def spread_blocks(view: View, itemsize: int, tile: int, n_sms: int) -> tuple[int, int]:
+    """tile_blocks, of smaller tiles where there would not be two for every SM."""
+    blocks = tile_blocks(view, itemsize, tile)
+    while tile > SMALLEST_TILE and -(-view.c // blocks[0]) * view.n * -(-view.s // blocks[1]) < 2 * n_sms:
+        tile //= 2
+        blocks = tile_blocks(view, itemsize, tile)
+    return blocks
+
+
+def dividing_powers(view: View) -> tuple[int, int]:
+    """[c_vec, s_vec]: the power of two, at most 16, that divides the fast axis; 1 for the other.
+
+    The compiler must know it to load wide words.
+    """
+    return (math.gcd(view.c, 16), 1) if view.channels_last else (1, math.gcd(view.s, 16))
+
+
 def memory_format(x: torch.Tensor) -> torch.memory_format:
     """The layout of an output for x: channels_last if x is strided like it, dense or not; else contiguous."""
     if x.dim() not in (4, 5) or x.is_contiguous():
@@ -168,6 +187,14 @@ def _cuda_sm_count(index: int) -> int:
 
 def sm_count(x: torch.Tensor) -> int:
     return _cuda_sm_count(x.get_device()) if x.is_cuda else INTERPRETER_SMS
+
+
+def room(x: torch.Tensor, which: AnyPass) -> tuple[int, AnyPass]:
+    """The SMs that x's device has, and what a pass leaves room for there."""
+    n_sms = sm_count(x)
+    if n_sms == INTERPRETER_SMS:
+        which = replace(which, held=which.held // INTERPRETER_HELD_DIVISOR)
+    return n_sms, which
 
 
 def dense(vector: torch.Tensor | None) -> torch.Tensor | None:

@@ -22,6 +22,7 @@ from .row_norm_bwd_tiled import (
     row_norm_bwd_sweep_kernel,
 )
 from .row_norm_layout import arrange
+from .row_norm_programs import RowNormPlan, RowView
 from .row_norm_tiles import (
     SIZES,
     average,
@@ -201,7 +202,7 @@ def row_norm_bwd(
 def differentiate(
     inputs: tuple[Tensor | None, ...],
     outputs: tuple[Tensor | None, Tensor | None],
-    view: row_norm_plans.RowView,
+    view: RowView,
     unbiased: bool,
     act: bool,
     activation: tuple[float | None, ...],
@@ -224,7 +225,7 @@ def differentiate(
 def differentiate_in_tiles(
     inputs: tuple[Tensor | None, ...],
     outputs: tuple[Tensor | None, Tensor | None],
-    plan: row_norm_plans.RowNormPlan,
+    plan: RowNormPlan,
     unbiased: bool,
     act: bool,
     activation: tuple[float | None, ...],

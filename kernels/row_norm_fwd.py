@@ -16,6 +16,7 @@ from . import launch, row_norm_plans
 from .batch_norm_tiles import program_tile
 from .general_relu import activate
 from .row_norm_layout import arrange
+from .row_norm_programs import RowView
 from .row_norm_stats import row_norm_stats_finish_kernel, row_norm_stats_kernel
 from .row_norm_tiles import (
     SIZES,
@@ -28,6 +29,24 @@ from .row_norm_tiles import (
     sample_tile,
     store_tile,
 )
+
+
+@triton.jit
+def store_output(
+    x, mean, rstd, weight_ptr, bias_ptr, residual_ptr, y_ptr, c, s, C, S, start, steps, mask,
+    leak, sub, maxv, max_leak, ACT: tl.constexpr, ALONG: tl.constexpr,
+):  # fmt: skip
+    """y of a tile x of the lines c and positions s."""
+    ACC: tl.constexpr = x.dtype
+    weight = load_parameter(weight_ptr, c, s, C, S, 1.0, ACC, ALONG)
+    bias = load_parameter(bias_ptr, c, s, C, S, 0.0, ACC, ALONG)
+    residual = None
+    if residual_ptr is not None:
+        residual = load_tile(residual_ptr, start, steps, mask, ACC)
+    y = affine(x - mean[:, None], rstd, weight, bias, residual, ALONG)
+    if ACT:
+        y = activate(y, leak, sub, maxv, max_leak)
+    store_tile(y_ptr, start, steps, mask, y)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -54,15 +73,10 @@ def row_norm_fwd_held_kernel(
         tl.store(mean_ptr + sets, mean, mask=leads)
     tl.store(rstd_ptr + sets, rstd, mask=leads)
 
-    weight = load_parameter(weight_ptr, c, s, C, S, 1.0, ACC, ALONG)
-    bias = load_parameter(bias_ptr, c, s, C, S, 0.0, ACC, ALONG)
-    residual = None
-    if residual_ptr is not None:
-        residual = load_tile(residual_ptr, start, steps, mask, ACC)
-    y = affine(x - mean[:, None], rstd, weight, bias, residual, ALONG)
-    if ACT:
-        y = activate(y, leak, sub, maxv, max_leak)
-    store_tile(y_ptr, start, steps, mask, y)
+    store_output(
+        x, mean, rstd, weight_ptr, bias_ptr, residual_ptr, y_ptr, c, s, C, S, start, steps, mask,
+        leak, sub, maxv, max_leak, ACT, ALONG,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -86,15 +100,10 @@ def row_norm_apply_kernel(
     sets = sample.to(tl.int64) * (C // D) + c // D
     mean = load_mean(mean_ptr, sets, c < C, ACC)
     rstd = tl.load(rstd_ptr + sets, mask=c < C, other=0.0)
-    weight = load_parameter(weight_ptr, c, s, C, S, 1.0, ACC, ALONG)
-    bias = load_parameter(bias_ptr, c, s, C, S, 0.0, ACC, ALONG)
-    residual = None
-    if residual_ptr is not None:
-        residual = load_tile(residual_ptr, start, steps, mask, ACC)
-    y = affine(x - mean[:, None], rstd, weight, bias, residual, ALONG)
-    if ACT:
-        y = activate(y, leak, sub, maxv, max_leak)
-    store_tile(y_ptr, start, steps, mask, y)
+    store_output(
+        x, mean, rstd, weight_ptr, bias_ptr, residual_ptr, y_ptr, c, s, C, S, start, steps, mask,
+        leak, sub, maxv, max_leak, ACT, ALONG,
+    )  # fmt: skip
 
 
 def row_norm_fwd(
@@ -143,7 +152,7 @@ def row_norm_fwd(
 
 def normalize(
     tensors: tuple[Tensor | None, ...],
-    view: row_norm_plans.RowView,
+    view: RowView,
     eps: float,
     unbiased: bool,
     act: bool,

@@ -1,4 +1,4 @@
-"""How the tensors of a row norm lie in memory, as the kernels take them (row_norm_plans.RowView).
+"""How the tensors of a row norm lie in memory, as the kernels take them (row_norm_programs.RowView).
 
 | sets | x contiguous | x channels_last |
 |---|---|---|
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import launch
-from .row_norm_plans import RowView
+from .row_norm_programs import RowView
 
 
 @dataclass(frozen=True)

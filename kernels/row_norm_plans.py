@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 from dataclasses import dataclass, replace
 
 import torch
 
 from . import launch
-from .launch import Pass, View, power_of_two_above
+from .launch import Pass, power_of_two_above
+from .row_norm_programs import RowNormPlan, RowView
 
 
 @dataclass(frozen=True)
@@ -38,128 +38,10 @@ WAVES = 4  # of programs at most where long sets are split, to use up the last o
 MOST_SHARES = 65535  # the limit of a grid's second dim
 LONGEST_SHARE = 256  # tiles: what a lane adds up one by one, in fp32
 INVARIANT_TILES = 8  # of 4096 values for each split of a long set: 1M values give 32 programs
-FINISH_SETS = 64  # of a finishing program at most
 ALIGNED = 16  # bytes: the widest load, and what torch's allocations divide by
 PARAMETER_BLOCK = 32  # at least so many values of a row of partial gradients: 128 bytes
 PARAMETER_ROWS = 64  # at most so many rows at once
 PARAMETER_TILE = 2048  # 8 warps of 8 values a lane, of each of two sums
-
-
-@dataclass(frozen=True)
-class RowView(View):
-    """A View whose sets are d neighbouring lines (c) of one sample; a line runs over the positions (s).
-
-    along: weight and bias have an element for every position (layer norm); else one for every line.
-    """
-
-    d: int
-    along: bool
-
-    @property
-    def lines(self) -> int:
-        return self.n * self.c
-
-    @property
-    def rows(self) -> bool:
-        """Whether sets are rows of memory with a weight for every element: then n = 1 and c counts samples."""
-        return self.along and not self.channels_last
-
-    @property
-    def sample(self) -> RowView:
-        """What a plan may look at without looking at the batch."""
-        return replace(self, n=1, c=1 if self.rows else self.c)
-
-
-@dataclass(frozen=True)
-class RowNormPlan:
-    """How a RowView is cut into tiles of [block_c, block_s] and programs.
-
-    held: one program owns whole sets, each padded to block_d lines, and block_s covers their lines.
-    Otherwise lines are cut into s_blocks tiles, dealt in turn to `splits` programs. sweeps: how many programs
-    share the line tiles of one s_block in the pass for dx; if weights run along the lines, it sums across
-    them. even_s: no tile sticks out along s. c_vec, s_vec, registers: as in BatchNormPlan.
-    """
-
-    view: RowView
-    held: bool
-    block_c: int
-    block_s: int
-    block_d: int
-    c_blocks: int
-    s_blocks: int
-    splits: int
-    sweeps: int
-    num_warps: int
-    c_vec: int
-    s_vec: int
-    registers: int | None
-
-    @property
-    def line_tiles(self) -> int:
-        return self.view.n * self.c_blocks
-
-    @property
-    def even_s(self) -> bool:
-        return self.view.s % self.block_s == 0
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """The arguments `channels` and `size` of the kernels."""
-        return self.view.c // self.c_vec, self.view.s // self.s_vec
-
-    @property
-    def tile_arguments(self) -> dict[str, int]:
-        """The constexprs of every kernel that reads tiles, and its warps."""
-        blocks = {"BLOCK_C": self.block_c, "BLOCK_S": self.block_s, "C_VEC": self.c_vec, "S_VEC": self.s_vec}
-        layout = {"CHANNELS_LAST": self.view.channels_last}
-        return {**blocks, **layout, "num_warps": self.num_warps, "enable_fp_fusion": False}
-
-    @property
-    def set_arguments(self) -> dict[str, int]:
-        """And of those that also need to know which lines are a set, and where its weights are."""
-        return {**self.tile_arguments, "D": self.view.d, "ALONG": self.view.along}
-
-    @property
-    def held_arguments(self) -> dict[str, int]:
-        return {**self.set_arguments, "BLOCK_D": self.block_d}
-
-    @property
-    def forward_grid(self) -> tuple[int]:
-        """Of the programs that hold sets from statistics to output."""
-        return (self.line_tiles,)
-
-    @property
-    def backward_grid(self) -> tuple[int, int]:
-        """Of those that hold sets from sums to dx: weights along the lines are shared by all blocks of lines."""
-        return (1, self.sweeps) if self.view.along else (self.c_blocks, self.splits)
-
-    @property
-    def backward_tiles(self) -> int:
-        """What a column of that grid has to walk through."""
-        return self.line_tiles if self.view.along else self.view.n
-
-    @property
-    def reduce_grid(self) -> tuple[int, int]:
-        return (self.line_tiles, self.splits)
-
-    @property
-    def apply_grid(self) -> tuple[int]:
-        return (self.line_tiles * self.s_blocks,)
-
-    @property
-    def sweep_grid(self) -> tuple[int]:
-        return (self.sweeps * self.s_blocks,)
-
-    @property
-    def finish_grid(self) -> tuple[int]:
-        """Of the programs that merge the partial results of sets."""
-        return (-(-(self.view.lines // self.view.d) // self.finish_arguments["BLOCK_SETS"]),)
-
-    @property
-    def finish_arguments(self) -> dict[str, int]:
-        entries = min(power_of_two_above(self.splits * self.view.d), launch.FINISH_TILE)
-        blocks = {"BLOCK_SETS": min(FINISH_SETS, launch.FINISH_TILE // entries), "BLOCK_ENTRIES": entries}
-        return {**blocks, "D": self.view.d, "num_warps": launch.FINISH_WARPS, "enable_fp_fusion": False}
 
 
 @dataclass(frozen=True)
@@ -191,11 +73,10 @@ def row_norm_plan(view: RowView, itemsize: int, n_sms: int, which: RowPass, batc
         plan = _plan(view, held, itemsize, n_sms, which, held=True)
     else:
         tile = launch.WARPS * 32 * min(which.values_per_lane, launch.lane_values(view, itemsize))
-        shape = view.sample if batch_invariant else view
-        blocks = launch.tile_blocks(shape, itemsize, tile)
-        while not batch_invariant and tile > launch.SMALLEST_TILE and _tiles(view, blocks) < 2 * n_sms:
-            tile //= 2
-            blocks = launch.tile_blocks(shape, itemsize, tile)
+        if batch_invariant:
+            blocks = launch.tile_blocks(view.sample, itemsize, tile)
+        else:
+            blocks = launch.spread_blocks(view, itemsize, tile, n_sms)
         plan = _plan(view, blocks, itemsize, n_sms, which, held=False)
     return _without_batch(plan, itemsize) if batch_invariant else plan
 
@@ -205,10 +86,6 @@ def _without_batch(plan: RowNormPlan, itemsize: int) -> RowNormPlan:
     c_vec, s_vec = (vec if vec * itemsize % ALIGNED == 0 else 1 for vec in (plan.c_vec, plan.s_vec))
     splits = plan.splits if plan.held else -(-plan.s_blocks // INVARIANT_TILES)
     return replace(plan, splits=splits, c_vec=c_vec, s_vec=s_vec)
-
-
-def _tiles(view: RowView, blocks: tuple[int, int]) -> int:
-    return -(-view.c // blocks[0]) * view.n * -(-view.s // blocks[1])
 
 
 def _held_blocks(sample: RowView, itemsize: int, which: RowPass) -> tuple[int, int] | None:
@@ -244,6 +121,7 @@ def _plan(
     programs = which.programs_per_sm * n_sms
     if held:
         programs = max(n_sms, programs * launch.WARPS // num_warps)
+    c_vec, s_vec = launch.dividing_powers(view)
     tiles, columns = (view.n, c_blocks) if held else (s_blocks, view.n * c_blocks)
     return RowNormPlan(
         view=view,
@@ -256,8 +134,8 @@ def _plan(
         splits=_shares(tiles, columns, programs, overhead=1),
         sweeps=_shares(view.n * c_blocks, s_blocks, programs, overhead=2) if view.along else view.n * c_blocks,
         num_warps=num_warps,
-        c_vec=math.gcd(view.c, 16) if view.channels_last else 1,
-        s_vec=1 if view.channels_last else math.gcd(view.s, 16),
+        c_vec=c_vec,
+        s_vec=s_vec,
         registers=_registers(block_c * block_s, num_warps, which, held=held),
     )
 
@@ -292,9 +170,7 @@ def backward_plan(x: torch.Tensor, view: RowView) -> RowNormPlan:
 
 
 def _plan_for(x: torch.Tensor, view: RowView, which: RowPass, batch_invariant: bool) -> RowNormPlan:
-    n_sms = launch.sm_count(x)
-    if n_sms == launch.INTERPRETER_SMS:
-        which = replace(which, held=which.held // launch.INTERPRETER_HELD_DIVISOR)
+    n_sms, which = launch.room(x, which)
     return row_norm_plan(view, x.element_size(), n_sms, which, batch_invariant)
 
 

@@ -56,6 +56,13 @@ def entry_offsets(sets, start, entries, lines, D: tl.constexpr, BLOCK_ENTRIES: t
     return (sets * D)[:, None] + offsets[None, :], mask
 
 
+@triton.jit
+def load_means(partials_ptr, base, plane, offsets, mask):
+    """Partial means, relative to one shift for each set."""
+    shift = tl.load(partials_ptr + offsets, mask=mask, other=0.0)
+    return (shift - base[:, None]) + tl.load(partials_ptr + plane + offsets, mask=mask, other=0.0)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def row_norm_stats_finish_kernel(
     partials_ptr, mean_ptr, rstd_ptr, splits, lines, size, eps, UNBIASED: tl.constexpr, D: tl.constexpr,
@@ -74,9 +81,7 @@ def row_norm_stats_finish_kernel(
     total = tl.zeros([BLOCK_SETS, BLOCK_ENTRIES], ACC)
     for start in range(0, entries, BLOCK_ENTRIES):
         offsets, mask = entry_offsets(sets, start, entries, lines, D, BLOCK_ENTRIES)
-        mean = (tl.load(partials_ptr + offsets, mask=mask, other=0.0) - base[:, None]) + tl.load(
-            partials_ptr + plane + offsets, mask=mask, other=0.0
-        )
+        mean = load_means(partials_ptr, base, plane, offsets, mask)
         number = tl.load(partials_ptr + 3 * plane + offsets, mask=mask, other=0.0)
         total += tl.where(mask, number * mean, 0.0)
     delta = quotient(tl.sum(total, axis=1), tl.full([BLOCK_SETS], count.to(ACC), ACC))
@@ -84,9 +89,7 @@ def row_norm_stats_finish_kernel(
     squares = tl.zeros([BLOCK_SETS, BLOCK_ENTRIES], ACC)
     for start in range(0, entries, BLOCK_ENTRIES):
         offsets, mask = entry_offsets(sets, start, entries, lines, D, BLOCK_ENTRIES)
-        mean = (tl.load(partials_ptr + offsets, mask=mask, other=0.0) - base[:, None]) + tl.load(
-            partials_ptr + plane + offsets, mask=mask, other=0.0
-        )
+        mean = load_means(partials_ptr, base, plane, offsets, mask)
         m2 = tl.load(partials_ptr + 2 * plane + offsets, mask=mask, other=0.0)
         number = tl.load(partials_ptr + 3 * plane + offsets, mask=mask, other=0.0)
         spread = mean - delta[:, None]

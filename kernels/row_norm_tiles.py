@@ -1,6 +1,6 @@
 """What the kernels of the row family share: which lines make a set, and the arithmetic of a set.
 
-A tile is [BLOCK_C, BLOCK_S]: BLOCK_C lines of a tensor [N, C, S] (see row_norm_plans.RowView), over whose
+A tile is [BLOCK_C, BLOCK_S]: BLOCK_C lines of a tensor [N, C, S] (see row_norm_programs.RowView), over whose
 positions sums run. A set is D neighbouring lines of one sample. Where a program holds whole sets, each is
 padded to BLOCK_D lines, and per-set numbers are repeated for every line, [BLOCK_C]. Formulas: docs/math.md
 R1-R6.

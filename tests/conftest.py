@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import fastnorm
 from fastnorm.ops import native
 
 try:
@@ -22,6 +23,13 @@ else:
     _QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
     settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=_QUIET, database=None)
     settings.load_profile("ci")
+
+
+@pytest.fixture(params=["eager", "native"])
+def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend that must serve CPU tensors, chosen for the test; a missing one is an error."""
+    with fastnorm.use_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture

@@ -9,13 +9,15 @@
 namespace fastnorm {
 namespace {
 
-// tensors: parameter, gradient, exp_avg, exp_avg_sq and, for amsgrad, max_exp_avg_sq; upstream: of the new parameter and
-// states, in that order; an empty one stands for zeros. Returned: the gradient of each of `tensors`, and kAdamSums sums.
+// tensors: parameter, gradient, exp_avg, exp_avg_sq and, for amsgrad, max_exp_avg_sq; upstream: of the new parameter
+// and states, in that order; an empty one stands for zeros. Returned: the gradient of each of `tensors`, and kAdamSums
+// sums.
 std::tuple<std::vector<Tensor>, Tensor> adam_bwd(std::vector<Tensor> tensors, std::vector<Tensor> upstream,
                                                  std::vector<double> hyper, double step) {
   const bool amsgrad = tensors.size() == 5;
   STD_TORCH_CHECK((tensors.size() == 4 || amsgrad) && upstream.size() + 1 == tensors.size(),
-                  "tensors: parameter, gradient, exp_avg, exp_avg_sq and max_exp_avg_sq for amsgrad; upstream: all but one");
+                  "tensors: parameter, gradient, exp_avg, exp_avg_sq and max_exp_avg_sq for amsgrad; "
+                  "upstream: all but one");
   AdamHyper h;
   STD_TORCH_CHECK(hyper.size() * sizeof(double) == sizeof h, "hyper must hold ", sizeof h / sizeof(double), " numbers");
   std::copy(hyper.begin(), hyper.end(), reinterpret_cast<double*>(&h));

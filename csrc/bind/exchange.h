@@ -1,5 +1,5 @@
-// Where a Python tensor lies, asked through the exchange protocol of DLPack 1.3: torch fills in a view that owns nothing,
-// at a tenth of what the same tensor costs as an argument of an op.
+// Where a Python tensor lies, asked through the exchange protocol of DLPack 1.3: torch fills in a view that owns
+// nothing, at a tenth of what the same tensor costs as an argument of an op.
 #pragma once
 
 #include <cstdint>

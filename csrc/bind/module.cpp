@@ -92,7 +92,8 @@ PyObject* same_items(PyObject*, PyObject* args) {
 
 PyMethodDef methods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set whose kernels run here: default, avx2 or avx512."},
-    {"set_cached_bytes", set_cached_bytes, METH_O, "Up to how many bytes a call's outputs stay in the caches; for tests."},
+    {"set_cached_bytes", set_cached_bytes, METH_O,
+     "Up to how many bytes a call's outputs stay in the caches; for tests."},
     {"grads_of", grads_of, METH_O, "The gradients of those parameters that have one."},
     {"same_objects", same_objects, METH_VARARGS, "Whether two lists hold the very same objects."},
     {"same_values", same_values, METH_VARARGS, "Whether the values of all dicts are the very objects of a list."},

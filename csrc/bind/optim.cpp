@@ -51,8 +51,8 @@ bool has(OptimPlan& plan, const std::vector<Tensor>& grads) {
   return (grads.empty() && plan.has_grads()) || plan.take(grads);
 }
 
-// grads, hyper: empty where the plan has taken them before (optim_taken.h). False: a tensor has moved, nothing was done,
-// and a new plan must be made.
+// grads, hyper: empty where the plan has taken them before (optim_taken.h). False: a tensor has moved, nothing was
+// done, and a new plan must be made.
 bool step(int64_t handle, std::vector<Tensor> grads, std::vector<double> hyper, double multiplier, int64_t seed) {
   const auto plan = plan_of(handle);
   if (!has(*plan, grads)) return false;
@@ -98,7 +98,8 @@ std::vector<Tensor> step_out(int64_t kind, std::vector<Tensor> tensors, std::vec
     });
   };
   const auto hyper_as = [&](auto h) {
-    STD_TORCH_CHECK(hyper.size() * sizeof(double) == sizeof h, "hyper must hold ", sizeof h / sizeof(double), " numbers");
+    STD_TORCH_CHECK(hyper.size() * sizeof(double) == sizeof h,
+                    "hyper must hold ", sizeof h / sizeof(double), " numbers");
     std::copy(hyper.begin(), hyper.end(), reinterpret_cast<double*>(&h));
     return h;
   };

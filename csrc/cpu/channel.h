@@ -12,8 +12,8 @@ FASTNORM_INLINE const T* next_channels(const Args& args, const T* x) {
   return args.stream ? x + args.together * args.shape.S : x;
 }
 
-// How far ahead the same planes of the next sample lie, to be fetched while those of this one are summed. 0 where planes
-// are long enough for the hardware's prefetcher to find its own way.
+// How far ahead the same planes of the next sample lie, to be fetched while those of this one are summed. 0 where
+// planes are long enough for the hardware's prefetcher to find its own way.
 template <class T>
 FASTNORM_INLINE int64_t next_sample(const BatchNormShape& shape, const PlaneChunk& chunk) {
   constexpr int64_t kLongRun = 4096;  // bytes

@@ -130,7 +130,7 @@ int64_t update_alike(const OptimTable& table, int64_t c, int64_t end, Same same)
   return c;
 }
 
-// The names of the rules given here must differ from file to file: functions are told apart by them when they are linked.
+// The names of the rules given here must differ from file to file: the linker tells functions apart by them.
 template <template <class> class Rule>
 int64_t update(const OptimTable& table, int64_t c, int64_t end) {
   const auto same = [](const OptimRow& a, const OptimRow& b) {

@@ -59,8 +59,8 @@ struct ElementRows {
   }
 };
 
-// The sums of g = dz * weight and of g * (x - mean) of n elements; with kParameters also their part of dweight and dbias.
-// D is T, where dz is dy itself or dresidual, or the arithmetic's type, where it is a tile.
+// The sums of g = dz * weight and of g * (x - mean) of n elements; with kParameters also their part of dweight and
+// dbias. D is T, where dz is dy itself or dresidual, or the arithmetic's type, where it is a tile.
 template <bool kParameters = false, class T, class D>
 ChannelSums grad_sums(const T* x, const D* dz, const acc_t<T>* weight, int64_t n, const SetNumbers<acc_t<T>>& set,
                       acc_t<T>* dweight = nullptr, acc_t<T>* dbias = nullptr) {

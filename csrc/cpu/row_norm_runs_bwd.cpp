@@ -10,8 +10,8 @@ namespace fastnorm {
 namespace FASTNORM_ISA {
 namespace {
 
-// Up to here dweight and dbias stay in L1 and are added to with the sums: what is left is one stream to write. Beyond, a
-// pair of rows is swept in tiles of columns. (4096 x 768 fp32: 1.4 times as fast as a sweep; 512 x 4096: 0.9 times.)
+// Up to here dweight and dbias stay in L1 and are added to with the sums: what is left is one stream to write. Beyond,
+// a pair of rows is swept in tiles of columns. (4096 x 768 fp32: 1.4 times as fast as a sweep; 512 x 4096: 0.9 times.)
 constexpr int64_t kShortColumns = 2048;
 constexpr int64_t kTileColumns = 512;
 

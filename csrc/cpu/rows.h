@@ -2,7 +2,7 @@
 //
 // Rows are joined r at a time into wide rows of W = r * C elements, the smallest multiple of the vector length, with
 // the per-channel numbers repeated r times: three channels then cost no more than forty-eight. The M % r rows that are
-// left form one shorter wide row. Only where C is odd and large is nothing joined, and the last vector of a row partial.
+// left form one shorter wide row. Only where C is odd and large is nothing joined, and a row's last vector partial.
 #pragma once
 
 #include <memory>
@@ -13,7 +13,7 @@
 namespace fastnorm {
 namespace FASTNORM_ISA {
 
-constexpr int64_t kWriteWidth = 512;   // elements, at least, of a wide row that is written: shorter rows cost loop overhead
+constexpr int64_t kWriteWidth = 512;   // elements, at least, of a wide row that is written: shorter ones cost overhead
 constexpr int64_t kWidestJoin = 2048;  // elements; beyond it a partial vector per row is cheap
 constexpr int64_t kTileBytes = 16384;  // of a tile of rows that stays in L1 while its columns are summed
 
@@ -105,8 +105,8 @@ FASTNORM_INLINE int64_t next_tile(int64_t width, int64_t rows) {
   return width > 4 * kLanes<T> ? rows * width : 0;
 }
 
-// out[row][column] = f(element, column, lanes), row after row: one stream per tensor. (Sharing a column's numbers between
-// four rows saves loads from L1 and costs twice the time where the streams come from L3 or memory.)
+// out[row][column] = f(element, column, lanes), row after row: one stream per tensor. (Sharing a column's numbers
+// between four rows saves loads from L1 and costs twice the time where the streams come from L3 or memory.)
 template <class T, class F>
 FASTNORM_INLINE void write_rows(T* out, int64_t rows, int64_t width, bool stream_out, F f) {
   constexpr int L = kLanes<T>;

@@ -28,7 +28,8 @@ class LaneTables {
   }
   __device__ __forceinline__ unsigned total(int bin) const {
     unsigned sum = 0;
-    for (int lane = 0; lane < kWarp; ++lane) sum += counts_.read(bin * kWarp + (bin + lane) % kWarp);  // no two in a bank
+    // Bin by bin another lane first: no two threads in a bank.
+    for (int lane = 0; lane < kWarp; ++lane) sum += counts_.read(bin * kWarp + (bin + lane) % kWarp);
     return sum;
   }
 

@@ -62,7 +62,8 @@ struct FwdKernel {
     for (; i < part.count(); ++i) sum_some<1>(walk, i, shifts, sums);
   }
   template <int kSome>
-  __device__ __forceinline__ void sum_some(Walk& walk, int i, const A (&shifts)[kOwn], ChannelSums (&sums)[kOwn]) const {
+  __device__ __forceinline__ void sum_some(Walk& walk, int i, const A (&shifts)[kOwn],
+                                           ChannelSums (&sums)[kOwn]) const {
     Pack v[kSome];
 #pragma unroll
     for (int u = 0; u < kSome; ++u) v[u] = Pack::load(x() + walk.offset), walk.next();

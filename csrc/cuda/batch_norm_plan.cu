@@ -32,8 +32,8 @@ int lanes_for(int64_t run, bool rows, Dtype dtype, int64_t alignment) {
   return 1;
 }
 
-// Blocks of a team so that no SM is idle for long, whatever the number of groups: teams of t take groups' 1 / t share of
-// time in ceil(groups / teams) rounds. Waiting for others costs too, so a larger team has to gain a tenth. No block
+// Blocks of a team so that no SM is idle for long, whatever the number of groups: teams of t take groups' 1 / t share
+// of time in ceil(groups / teams) rounds. Waiting for others costs too, so a larger team has to gain a tenth. No block
 // should have hardly anything to do.
 int64_t team_that_fills(const CudaDevice& d, const BatchNormPlan& p) {
   int64_t best = 1, best_rounds = ceil_div(p.groups, d.sms);

@@ -162,8 +162,8 @@ struct Variant {
   static constexpr bool kRows = kRows_;
 };
 
-// Calls f with the variant of a kernel that a plan asks for: loads of 16 bytes, of one element, and for planes of 16-bit
-// elements also of 8 bytes (14 x 14 pixels).
+// Calls f with the variant of a kernel that a plan asks for: loads of 16 bytes, of one element, and for planes of
+// 16-bit elements also of 8 bytes (14 x 14 pixels).
 template <class T, bool kRows, class F>
 void with_lanes(const BatchNormPlan& p, F& f) {
   if (p.lanes == kWidest<T>) return f(Variant<T, kWidest<T>, kRows>{});

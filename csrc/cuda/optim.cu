@@ -126,7 +126,8 @@ constexpr int kScratchBytes = SharedMemory::bytes_of<double>(kWarps);
 
 template <class A, class Rule>
 void launch_rule(const OptimCudaArgs& args, const CudaStream& stream) {
-  const Launch l{"optim_step", static_cast<int>(args.chunk_count), kThreads, args.squares == nullptr ? 0 : kScratchBytes};
+  const int scratch = args.squares == nullptr ? 0 : kScratchBytes;
+  const Launch l{"optim_step", static_cast<int>(args.chunk_count), kThreads, scratch};
   launch(l, stream, optim_step_kernel<A, Rule>, args);
 }
 

@@ -23,8 +23,8 @@ __device__ __forceinline__ void wide_store(uint4* to, uint4 v) {
 #endif
 }
 
-// A dtype that is known at run time costs a branch that all threads take alike. What is loaded stays in its storage form
-// until it is used: a conversion would wait for its load, and the loads of the other tensors for it.
+// A dtype that is known at run time costs a branch that all threads take alike. What is loaded stays in its storage
+// form until it is used: a conversion would wait for its load, and the loads of the other tensors for it.
 template <class A>
 struct Streamed {
   static constexpr int kLanes = 32 / static_cast<int>(sizeof(A));

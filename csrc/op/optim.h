@@ -51,7 +51,7 @@ using OptimKernel = void (*)(const OptimTable&, int64_t chunk0, int64_t chunk1);
 // The sum of the squared gradients of each chunk.
 using OptimNormKernel = void (*)(const OptimTable&, double* squares, int64_t chunk0, int64_t chunk1);
 
-// Adam's derivative: old parameter, gradient and states, upstream gradients (null: zero), what is asked for (null: not).
+// Adam's derivative: old parameter, gradient and states, upstream gradients (null: zero), what is asked for (or null).
 struct AdamBwdArgs {
   const void* in[5];
   const void* upstream[5];  // [1], of the gradient, is none

@@ -19,6 +19,7 @@ class Summary:
 
     data: str
     norm: str
+    opt: str
     device: str
     threads: int
     backend: str

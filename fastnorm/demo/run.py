@@ -131,6 +131,7 @@ def _summarise(
     return report.Summary(
         data=settings.data,
         norm=settings.norm,
+        opt=settings.opt,
         device=_device_words(settings.device),
         threads=torch.get_num_threads(),
         backend=backend,

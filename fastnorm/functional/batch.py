@@ -13,6 +13,7 @@ from fastnorm.checks import (
     channel_vector,
     check_batch,
     check_floating,
+    check_part,
     check_running,
     momentum_factor,
     residual_like,
@@ -117,11 +118,13 @@ def synchronized_batch_norm(
         This process's part of the result, of x's shape and dtype.
 
     Raises:
-        ValueError: if all processes together have one value per channel.
+        ValueError: for fewer than 2 dims, an eps that is not positive, and if all processes together have one value per
+            channel.
 
     Source: torch.nn.SyncBatchNorm; docs/math.md, N1-N6.
     """
     check_floating(input, "batch_norm")
+    check_part(input, eps)
     check_running(running_mean, running_var, True)
     return _sync_batch_norm.synchronized_batch_norm(
         input,

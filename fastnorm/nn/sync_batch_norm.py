@@ -31,7 +31,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     Dtypes: as `BatchNorm2d`.
 
     Raises:
-        ValueError: if all processes together have one value per channel.
+        ValueError: for fewer than 2 dims, and if all processes together have one value per channel.
 
     Source: torch.nn.SyncBatchNorm; `functional.synchronized_batch_norm`.
     """
@@ -50,10 +50,13 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         act: nn.Module | Activation | None = None,
         unbiased: bool = False,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype)
+        if not bias:
+            self.register_parameter("bias", None)
         self.activation = as_activation(act)
         self.unbiased = unbiased
 

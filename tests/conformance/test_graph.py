@@ -84,6 +84,20 @@ def test_upstream_of_real_graphs(norm: str, finish: str, backend: Backend) -> No
     assert finish == "mean" or not seen[0].is_contiguous()
 
 
+@every_norm
+@each_backend(fast=True)
+def test_batched_upstream(norm: str, backend: Backend) -> None:
+    """Several upstream gradients in one call (is_grads_batched, a vmap over the backward) are those one by one."""
+    x, residual = (random(3, 7, 2, 5, seed=s).requires_grad_() for s in (0, 1))
+    weight = random(*NORMS[norm].parameter_shape(x.shape), seed=2).requires_grad_()
+    y = NORMS[norm].call(x, weight, None, residual, backend.namespace)
+    leaves, dy = (x, weight, residual), random(4, 3, 7, 2, 5, seed=3)
+    batched = torch.autograd.grad(y, leaves, dy, retain_graph=True, is_grads_batched=True)
+    single = [torch.autograd.grad(y, leaves, one, retain_graph=True) for one in dy]
+    for got, want in zip(batched, zip(*single, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(want))
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 @each_backend()
 def test_upstream_stays_as_it_was(case: NormCase | RowCase, backend: Backend) -> None:

@@ -16,6 +16,7 @@ from fastnorm.testing.oracle import statistics
 from .backends import DEVICE, REQUIRED, Backend, each_backend, random
 
 ACT = (True, 0.1, 0.4, 0.7, None)
+NO_ACT = (False, None, None, None, None)
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 LAYOUTS = {
     "contiguous": lambda: random(3, 5, 2, 7),
@@ -40,51 +41,20 @@ def vectors() -> tuple[Tensor, Tensor]:
     return random(5, seed=1), random(5, seed=2).to(torch.bfloat16)
 
 
+def bare_arguments(x: Tensor, eps: float, *, unbiased: bool) -> tuple[Any, ...]:
+    return (x, *[None] * 6, True, 0.1, eps, unbiased, False, *NO_ACT)
+
+
 def forward_arguments(x: Tensor, variant: str) -> tuple[Any, ...]:
     weight, bias = vectors()
     buffers = torch.zeros(5, device=DEVICE), torch.ones(5, device=DEVICE)
     if variant == "training":
-        return (
-            x,
-            weight,
-            bias,
-            None,
-            *buffers,
-            None,
-            True,
-            0.1,
-            1e-5,
-            False,
-            False,
-            False,
-            None,
-            None,
-            None,
-            None,
-        )
+        return (x, weight, bias, None, *buffers, None, True, 0.1, 1e-5, False, False, *NO_ACT)
     if variant == "fused":
         factor = torch.tensor(0.25, device=DEVICE)
         return (x, weight, None, torch.ones_like(x), *buffers, factor, True, 0.0, 1e-5, True, True, *ACT)
     if variant == "bare":
-        return (
-            x,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            True,
-            0.1,
-            1e-5,
-            False,
-            False,
-            False,
-            None,
-            None,
-            None,
-            None,
-        )
+        return bare_arguments(x, 1e-5, unbiased=False)
     return (x, None, bias, None, *buffers, None, False, 0.1, 1e-5, False, False, *ACT)
 
 
@@ -93,11 +63,11 @@ def backward_arguments(x: Tensor, variant: str) -> tuple[Any, ...]:
     mean, rstd = (random(5, seed=s).abs().to(torch.promote_types(x.dtype, torch.float32)) for s in (3, 4))
     dy = torch.ones_like(x)
     if variant == "training":
-        return (dy, x, weight, bias, None, mean, rstd, True, False, True, False, None, None, None, None)
+        return (dy, x, weight, bias, None, mean, rstd, True, False, True, *NO_ACT)
     if variant == "fused":
         return (dy, x, weight, bias, torch.ones_like(x), mean, rstd, True, True, True, *ACT)
     if variant == "bare":
-        return (dy, x, None, None, None, mean, rstd, True, False, False, False, None, None, None, None)
+        return (dy, x, None, None, None, mean, rstd, True, False, False, *NO_ACT)
     return (dy, x, weight, None, None, mean, rstd, False, False, True, *ACT)
 
 
@@ -145,23 +115,7 @@ def test_statistics_for_the_backward(data: str, unbiased: bool, backend: Backend
     case = NormCase((5, 7, 3, 11), data=data, unbiased=unbiased)
     kept, _ = solved(case)
     p, exact = kept.copy(backend.device), statistics(case, kept)
-    arguments = (
-        p.x,
-        None,
-        None,
-        None,
-        None,
-        None,
-        None,
-        True,
-        0.1,
-        case.eps,
-        unbiased,
-        False,
-        False,
-        *[None] * 4,
-    )
-    _, mean, rstd = OPS[backend.namespace].batch_norm_fwd(*arguments)
+    _, mean, rstd = OPS[backend.namespace].batch_norm_fwd(*bare_arguments(p.x, case.eps, unbiased=unbiased))
     floors = (exact.mean_error, exact.rstd * exact.rstd_error)
     for got, want, floor in zip((mean, rstd), (exact.mean, exact.rstd), floors, strict=True):
         check(got, Expectation(want.flatten(), want.flatten(), floor.flatten(), torch.float32), data)

@@ -1,16 +1,15 @@
-"""More than 2^31 elements: indices are 64 bits wide. Needs memory, hence slow, and skipped where there is none.
+"""More than 2^31 elements: indices are 64 bits wide. Slow, and skipped where memory is short.
 
-Rows repeat a short pattern, so that the right answer is known from a small tensor; a row's result does not depend on
-its batch, so that it is known to the last bit. The numbers of batch norm are such that its
-sums are exact however they are cut.
+Inputs are zero but for a few marked elements at the start, around element 2^31 and at the end. The right answer is
+known from the marks alone, everywhere; and zeros that nobody has written take no memory on a CPU, only results do.
 """
 
 from __future__ import annotations
 
 import gc
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,28 +17,25 @@ from torch import Tensor
 import fastnorm
 from fastnorm import optim
 from fastnorm.functional import batch_norm, general_relu, group_norm, layer_norm, rms_norm
+from fastnorm.testing.free_memory import free_memory
 
 from .backends import REQUIRED, Backend
 
 GIB = 2**30
 PAST = 2**31 + 2**12
 on_kernels = pytest.mark.parametrize("backend", [b for b in REQUIRED if b.name in ("cpu", "triton", "cuda")], ids=str)
+both_layouts = pytest.mark.parametrize("last", (False, True), ids=("nchw", "nhwc"))
 pytestmark = pytest.mark.slow
-
-
-def free_memory(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    try:
-        with open("/proc/meminfo") as lines:
-            known = dict(line.split(":") for line in lines)
-        return int(known["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+HEADROOM = 3.0  # GiB for whatever else runs: where memory ends, the system ends processes, and all tests with them
 
 
 def need(gib: float, backend: Backend) -> None:
-    if free_memory(backend.device) < gib * GIB:
+    """gib: of results. On a GPU zeros take memory too, two tensors of 16-bit numbers at most."""
+    if backend.device == "cuda":
+        gib, free = gib + 9, torch.cuda.mem_get_info()[0]
+    else:
+        free = free_memory() - HEADROOM * GIB
+    if free < gib * GIB:
         pytest.skip(f"needs {gib} GiB of free memory")
 
 
@@ -52,133 +48,165 @@ def _nothing_is_filled() -> Iterator[None]:
     gc.collect()
 
 
-def repeated(pattern: Tensor, count: int, device: str) -> Tensor:
-    """[count, *pattern], dense."""
-    return pattern.to(device).expand(count, *pattern.shape).contiguous()
+def zeros(shape: Sequence[int], backend: Backend, dtype: torch.dtype = torch.float16) -> Tensor:
+    """Of 16 bits each. torch.zeros would write them."""
+    if backend.device == "cuda":
+        return torch.zeros(shape, dtype=dtype, device="cuda")
+    return torch.from_numpy(np.zeros(shape, np.int16)).view(dtype)
 
 
-def some(t: Tensor) -> list[Tensor]:
-    """Samples at the start, around element 2^31, and at the end."""
-    middle = 2**31 // t[0].numel()
-    return [t[:1], t[middle - 1 : middle], t[middle : middle + 1], t[-1:]]
+def images(count: int, channels: int, side: int, last: bool, backend: Backend) -> Tensor:
+    if last:
+        return zeros((count, side, side, channels), backend).permute(0, 3, 1, 2)
+    return zeros((count, channels, side, side), backend)
+
+
+def marked(length: int, size: int) -> list[int]:
+    """Of so many rows of this size: the first, those on both sides of element 2^31, the last."""
+    middle = 2**31 // size
+    return sorted({0, middle - 1, middle, length - 1})
+
+
+def others(t: Tensor, rows: Sequence[int]) -> Iterator[Tensor]:
+    """All of t but these rows of its first dim."""
+    for before, row in zip((-1, *rows), (*rows, t.shape[0]), strict=True):
+        if row > before + 1:
+            yield t[before + 1 : row].detach()
+
+
+def all_are(value: float, parts: Iterator[Tensor]) -> bool:
+    """Whether all elements are this number. In the order of memory: else min() makes a copy."""
+    ordered = (part if part.is_contiguous() else part.movedim(1, -1) for part in parts)
+    return all(float(part.min()) == value == float(part.max()) for part in ordered)
+
+
+def released(y: Tensor) -> torch.autograd.graph.GradientEdge:
+    """What is needed of a result to go back from it, for `del y`."""
+    return torch.autograd.graph.get_gradient_edge(y)
 
 
 @on_kernels
 def test_rows(backend: Backend) -> None:
-    """Forward and backward of 2^31 / 4096 rows of fp16; plus and minus one, so that every sum is exact."""
-    need(19, backend)
+    """Layer norm of 2^31 / 4096 rows. eps is such that 1 / sqrt(1 + eps) is 0.5: all sums are exact."""
+    need(4.5, backend)
     generator = torch.Generator().manual_seed(0)
-    row = torch.tensor([1.0, -1.0]).repeat(2048)[torch.randperm(4096, generator=generator)].to(backend.device)
-    dy = torch.randint(-4, 5, (4096,), generator=generator).to(backend.device).half()
-    weight, bias = (torch.ones(4096, device=backend.device, requires_grad=True) for _ in range(2))
-    small = row.half()[None].requires_grad_()
-    y = layer_norm(small, (4096,), weight, bias, 0.0, backend=backend.namespace)
-    (dx,) = torch.autograd.grad(y, small, dy[None])
-    count = PAST // 4096
-    x = repeated(row.half(), count, backend.device).requires_grad_()
-    got = layer_norm(x, (4096,), weight, bias, 0.0, backend=backend.namespace)
-    assert all(torch.equal(part, y) for part in some(got))
-    got_dx, dweight, dbias = torch.autograd.grad(got, (x, weight, bias), dy.expand(x.shape))
-    assert all(torch.equal(part, dx) for part in some(got_dx))
-    assert torch.equal(dweight, count * dy.float() * row) and torch.equal(dbias, count * dy.float())
+    row = torch.tensor([1.0, -1.0]).repeat(2048)[torch.randperm(4096, generator=generator)].half().to(backend.device)
+    row_dy = torch.randint(1, 5, (4096,), generator=generator).half().to(backend.device)
+    weight, bias = (torch.full((4096,), v, device=backend.device, requires_grad=True) for v in (1.0, 0.0))
+    small = row[None].clone().requires_grad_()
+    want = layer_norm(small, (4096,), weight, bias, 3.0, backend=backend.namespace)
+    (want_dx,) = torch.autograd.grad(want, small, row_dy[None])
+    x, dy = (zeros((PAST // 4096, 4096), backend) for _ in "xy")
+    rows = marked(len(x), 4096)
+    x[rows], dy[rows] = row, row_dy
+    y = layer_norm(x.requires_grad_(), (4096,), weight, bias, 3.0, backend=backend.namespace)
+    assert torch.equal(y[rows], want.expand(len(rows), 4096)) and all_are(0, others(y, rows))
+    edge = released(y)
+    del y
+    dx, dweight, dbias = torch.autograd.grad(edge, (x, weight, bias), dy)
+    assert torch.equal(dx[rows], want_dx.expand(len(rows), 4096)) and all_are(0, others(dx, rows))
+    assert torch.equal(dbias, len(rows) * row_dy.float())
+    assert torch.equal(dweight, len(rows) * row_dy.float() * row.float() / 2)
 
 
 @on_kernels
 def test_one_set(backend: Backend) -> None:
-    """One row longer than an int32 can count: its mean square is that of its pattern."""
-    need(10, backend)
-    pattern = torch.tensor([3.0, -1.0, 2.0, -2.0], dtype=torch.bfloat16)  # of mean square 4.5
-    x = repeated(pattern, PAST // 4, backend.device).reshape(1, PAST)
-    y = rms_norm(x, (PAST,), None, 0.0, backend=backend.namespace)
-    want = (pattern.double() / 4.5**0.5).bfloat16().to(backend.device)
-    for first in (0, 2**31 - 4, 2**31, PAST - 4):
-        assert torch.equal(y[0, first : first + 4], want)
+    """One row longer than an int32 can count. Its mean square is 1 with the marks on both sides of element 2^31."""
+    need(4.5, backend)
+    x = zeros((1, PAST), backend)
+    marks = [0, 1, 2**30, 2**31 - 1, 2**31, 2**31 + 1, PAST - 2, PAST - 1]
+    x[0, marks] = 2.0**14
+    y = rms_norm(x, (PAST,), None, 0.0, backend=backend.namespace)[0]
+    assert y[marks].tolist() == [2.0**14] * 8 and all_are(0, others(y, marks))
 
 
-@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=("nchw", "nhwc"))
+@both_layouts
 @on_kernels
-def test_groups(layout: torch.memory_format, backend: Backend) -> None:
-    need(10, backend)
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(64, 32, 32, generator=generator).half()
-    small = sample.to(backend.device)[None].contiguous(memory_format=layout)
-    y = group_norm(small, 8, backend=backend.namespace)
-    count = PAST // sample.numel() + 1
-    x = torch.empty((count, *sample.shape), dtype=torch.float16, device=backend.device, memory_format=layout)
-    x.copy_(small.expand(x.shape))
-    got = group_norm(x, 8, backend=backend.namespace)
-    for part in some(got):
-        assert torch.equal(part, y)
+def test_groups(last: bool, backend: Backend) -> None:
+    need(4.5, backend)
+    sample = torch.randn(64, 32, 32, generator=torch.Generator().manual_seed(0)).half()
+    x = images(PAST // sample.numel() + 4, 64, 32, last, backend)
+    rows = marked(len(x), sample.numel())
+    x[rows] = sample.to(backend.device)
+    want = group_norm(x[:1].clone(), 8, backend=backend.namespace)
+    y = group_norm(x, 8, backend=backend.namespace)
+    assert torch.equal(y[rows], want.expand(len(rows), *sample.shape)) and all_are(0, others(y, rows))
 
 
 @on_kernels
 def test_general_relu(backend: Backend) -> None:
-    """Forward and backward, element by element; the last block is not full."""
-    need(18, backend)
-    pattern = torch.tensor([2.0, -1.0, 0.25, -0.5]).half()
-    x = repeated(pattern, PAST // 4 + 1, backend.device).flatten()[: PAST + 1].requires_grad_()
-    y = general_relu(x, 0.5, 0.25, 1.0, backend=backend.namespace)
-    (dx,) = torch.autograd.grad(y, x, torch.ones((), device=backend.device, dtype=x.dtype).expand(x.shape))
-    wanted_y, wanted_dx = torch.tensor([1.0, -0.75, 0.0, -0.5]).half(), torch.tensor([0.0, 0.5, 1.0, 0.5]).half()
-    for first in (0, 2**31 - 4, 2**31, PAST - 4):
-        assert torch.equal(y[first : first + 4].cpu(), wanted_y)
-        assert torch.equal(dx[first : first + 4].cpu(), wanted_dx)
-    assert y[PAST] == 1.0 and dx[PAST] == 0.0
+    """Forward and backward; the last block is not full."""
+    need(4.5, backend)
+    x, dy = (zeros((PAST + 1,), backend) for _ in "xy")
+    marks = [first + i for first in (0, 2**31 - 2, PAST - 3) for i in range(4)]
+    x[marks] = torch.tensor([2.0, -1.0, 0.25, -0.5]).half().repeat(3).to(backend.device)
+    dy[marks] = torch.tensor([1.0, 2.0, 3.0, 4.0]).half().repeat(3).to(backend.device)
+    y = general_relu(x.requires_grad_(), 0.5, 0.25, 1.0, backend=backend.namespace)
+    assert y[marks].tolist() == [1.0, -0.75, 0.0, -0.5] * 3 and all_are(-0.25, others(y, marks))
+    edge = released(y)
+    del y
+    (dx,) = torch.autograd.grad(edge, x, dy)
+    assert dx[marks].tolist() == [0.0, 1.0, 3.0, 2.0] * 3 and all_are(0, others(dx, marks))
 
 
 @pytest.mark.column("batch_norm")
-@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=("nchw", "nhwc"))
+@both_layouts
 @on_kernels
-def test_channels(layout: torch.memory_format, backend: Backend) -> None:
-    """Batch norm forward and backward. x is +1, -1, ..., dy +1, +1, -1, -1, ...: all sums of whole quadruples are 0.
+def test_channels(last: bool, backend: Backend) -> None:
+    """Batch norm forward and backward. Of each channel's n values four are not zero: +v, -v, +v, -v.
 
-    Each sample has a sign of its own, and dy has 4 more at the first and the last position of every channel.
+    The variance is 4 v^2 / n, so that x_hat^2 is n / 4 at the marks. dy is 9 at the first and -7 at the last of them:
+    of dx = rstd * w * (dy - avg(dy) - x_hat * avg(dy * x_hat)) the last term is rstd * w * (9 + 7) / 4 there.
     """
-    need(22, backend)
-    device = backend.device
-    count = PAST // (32 * 1024) + 1
-    signs = 2.0 * torch.randint(0, 2, (count, 1, 1, 1), generator=torch.Generator().manual_seed(0)) - 1
-    signs[0], signs[-1] = 1.0, -1.0
-    x, dy = (torch.empty((count, 32, 32, 32), dtype=torch.float16, device=device, memory_format=layout) for _ in "xy")
-    x.copy_(signs.to(device) * torch.tensor([1.0, -1.0]).repeat(16).to(device))
-    dy.copy_(torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(8).to(device))
-    dy[0, :, 0, 0] += 4
-    dy[-1, :, -1, -1] += 4
-    weight = torch.arange(1.0, 33.0, device=device, requires_grad=True)
-    bias = torch.full((32,), 0.5, device=device, requires_grad=True)
-    x.requires_grad_()
-    y = batch_norm(x, None, None, weight, bias, True, eps=1e-30, backend=backend.namespace)
-    wide = weight.detach()[:, None, None]
-    for part, part_x in zip(some(y), some(x.detach()), strict=True):
-        assert torch.equal(part, (part_x * wide + 0.5).half())
-    dx, dweight, dbias = torch.autograd.grad(y, (x, weight, bias), dy)
-    assert torch.equal(dbias, torch.full_like(dbias, 8.0))
-    assert torch.equal(dweight, torch.full_like(dweight, 8.0))
-    for part, part_dy in zip(some(dx), some(dy), strict=True):  # both averages are lost in fp16
-        assert torch.equal(part, (part_dy * wide).half())
+    need(4.5, backend)
+    count, v = PAST // (32 * 1024) + 4, 2.0**14
+    x, dy = (images(count, 32, 32, last, backend) for _ in "xy")
+    rows = marked(count, 32 * 1024)
+    for row, sign in zip(rows, (1, -1, 1, -1), strict=True):
+        x[row, :, -1, -1] = sign * v
+    dy[0, :, -1, -1], dy[-1, :, -1, -1] = 9, -7
+    weight = torch.tensor([0.5, 1.0, 2.0, 1.0] * 8, device=backend.device, requires_grad=True)
+    bias = torch.full((32,), 0.5, device=backend.device, requires_grad=True)
+    rstd = (count * 1024 / 4) ** 0.5 / v  # 0.25, and so little more that fp16 does not see it
+    y = batch_norm(x.requires_grad_(), None, None, weight, bias, True, eps=1e-30, backend=backend.namespace)
+    wide = weight.detach().half()
+    for row, sign in zip(rows, (1, -1, 1, -1), strict=True):
+        assert torch.equal(y[row, :, -1, -1], sign * 4096 * wide)
+        y.detach()[row, :, -1, -1] = 0.5
+    assert all_are(0.5, iter([y.detach()]))
+    edge = released(y)
+    del y
+    dx, dweight, dbias = torch.autograd.grad(edge, (x, weight, bias), dy)
+    assert dbias.tolist() == [2.0] * 32
+    torch.testing.assert_close(dweight, torch.full_like(dweight, (9 + 7) * v * rstd))
+    for row, value in zip(rows, (9 - 4, 0 + 4, 0 - 4, -7 + 4), strict=True):
+        assert torch.equal(dx[row, :, -1, -1], value * 0.25 * wide)
+        dx[row, :, -1, -1] = 0
+    assert all_are(0, iter([dx]))
 
 
 @pytest.mark.column("optim")
-@pytest.mark.parametrize("name, gib", (("SGD", 10), ("Adam", 27)))
+@pytest.mark.parametrize("name, gib", (("SGD", 4.5), ("Adam", 22)))
 @on_kernels
 def test_optimizer(name: str, gib: float, backend: Backend) -> None:
     """Two steps of one bf16 parameter, with fp32 states where it has some; the last chunk has one element."""
     need(gib, backend)
     generator = torch.Generator().manual_seed(0)
-    pattern, grad = (torch.randn(8, generator=generator).bfloat16() for _ in range(2))
+    pattern, slope = (torch.randn(8, generator=generator).bfloat16().to(backend.device) for _ in range(2))
 
-    def stepped(count: int) -> Tensor:
-        p, g = (repeated(t, count, backend.device).flatten()[: 8 * count - 7] for t in (pattern, grad))
-        param = torch.nn.Parameter(p)
-        param.grad = g
+    def stepped(param: Tensor, grad: Tensor) -> Tensor:
+        parameter = torch.nn.Parameter(param)
+        parameter.grad = grad
         with fastnorm.use_backend(backend.namespace):
-            optimizer = getattr(optim, name)([param], lr=0.1, weight_decay=0.01)
+            optimizer = getattr(optim, name)([parameter], lr=0.1, weight_decay=0.01)
             for _ in range(2):
                 optimizer.step()
-        return param.detach()
+        return parameter.detach()
 
-    few, many = stepped(3)[:8], stepped(PAST // 8 + 1)
-    assert not torch.equal(few, pattern.to(few.device))
-    for first in (0, 2**31 - 8, 2**31, PAST - 8):
-        assert torch.equal(many[first : first + 8], few)
-    assert many.numel() == PAST + 1 and many[PAST] == few[0]
+    want = stepped(pattern.clone(), slope.clone())
+    param, grad = (zeros((PAST + 1,), backend, torch.bfloat16) for _ in "pg")
+    marks = [first + i for first in (0, 2**31 - 4, PAST - 7) for i in range(8)]
+    param[marks], grad[marks] = pattern.repeat(3), slope.repeat(3)
+    param = stepped(param, grad)
+    assert not torch.equal(want, pattern)
+    assert torch.equal(param[marks], want.repeat(3)) and all_are(0, others(param, marks))

@@ -15,9 +15,8 @@ from fastnorm.testing.row_oracle import row_statistics
 from fastnorm.testing.row_tables import GROUP, KINDS, LAYER, POSITION, RMS
 
 from .backends import Backend, each_backend, random
-from .test_opcheck import ACT, LAYOUTS, LAYOUTS_OF_BACKENDS, opcheck
+from .test_opcheck import ACT, LAYOUTS, LAYOUTS_OF_BACKENDS, NO_ACT, opcheck
 
-NO_ACT = (False, None, None, None, None)
 # dims, groups, rms, unbiased; whether there are a weight, a bias, a residual; need_dx; act
 VARIANTS: dict[str, tuple[tuple[Any, ...], tuple[bool, bool, bool], bool, tuple[Any, ...]]] = {
     "layer": ((1, 0, False, False), (True, True, False), True, NO_ACT),

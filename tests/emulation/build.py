@@ -27,8 +27,9 @@ def sanitized_toolchain() -> Toolchain:
 
 def kernel_objects(build: Build, tools: Toolchain, sources: list[str]) -> list[str]:
     flags = (*HEADERS, f"-I{HERE}", *QUICK, "-x", "c++")
-    objects = [compile_step(build, tools, source, "cuda", flags) for source in sources]
-    return [*objects, compile_step(build, tools, f"{HERE}/emulator.cpp", "cuda", (f"-I{HERE}",))]
+    kernels = [compile_step(build, tools, source, "cuda", flags) for source in sources]
+    emulator = [f"{HERE}/emulator.cpp", f"{HERE}/races.cpp"]
+    return kernels + [compile_step(build, tools, source, "cuda", (f"-I{HERE}",)) for source in emulator]
 
 
 def run_alone(build: Build) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +22,17 @@ def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def composed_act(z: Tensor) -> Tensor:
     return (F.leaky_relu(z, 0.1) - 0.4).clamp_max(1.0)
+
+
+# Gradients that come down in every kind of strides.
+UPSTREAM: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
+    "expanded": lambda shape: torch.randn(1).expand(shape),
+    "expanded-batch": lambda shape: torch.randn(1, *shape[1:]).expand(shape),
+    "transposed": lambda shape: torch.randn(shape[3], *shape[1:3], shape[0]).transpose(0, 3),
+    "sliced": lambda shape: torch.randn(2 * shape[0], *shape[1:3], 2 * shape[3])[::2, :, :, 1::2],
+    "channels_last": lambda shape: torch.randn(shape).to(memory_format=torch.channels_last),
+    "offset": lambda shape: torch.randn(math.prod(shape) + 1)[1:].view(shape),
+}
 
 
 def both(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 import torch
-from composed import ACT, SHAPE, both, composed_act, leaf
+from composed import ACT, SHAPE, UPSTREAM, both, composed_act, leaf
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -190,21 +189,11 @@ def test_upstream_gradient_is_never_written(cpu_backend: str, fused: bool) -> No
     assert r.grad.data_ptr() != dy.data_ptr()
 
 
-UPSTREAM: dict[str, Callable[[], Tensor]] = {
-    "expanded": lambda: torch.randn(1).expand(SHAPE),
-    "expanded-batch": lambda: torch.randn(1, *SHAPE[1:]).expand(SHAPE),
-    "transposed": lambda: torch.randn(SHAPE[3], *SHAPE[1:3], SHAPE[0]).transpose(0, 3),
-    "sliced": lambda: torch.randn(8, 3, 5, 4)[::2, :, :, 1::2],
-    "channels_last": lambda: torch.randn(SHAPE).to(memory_format=torch.channels_last),
-    "offset": lambda: torch.randn(121)[1:].view(SHAPE),
-}
-
-
 @pytest.mark.parametrize("name", UPSTREAM)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 def test_upstream_gradients_of_any_strides(cpu_backend: str, name: str, layout: torch.memory_format) -> None:
     """M4."""
-    dy = UPSTREAM[name]()
+    dy = UPSTREAM[name](SHAPE)
     x, r = (torch.randn(SHAPE).to(memory_format=layout).requires_grad_() for _ in range(2))
     w, b = leaf(3), leaf(3)
     for fused in (True, False):

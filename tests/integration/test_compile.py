@@ -56,6 +56,22 @@ def assert_same_training(compiled: Callable[[Tensor], Tensor], net: nn.Module, p
     assert net.norm1.num_batches_tracked > 0
 
 
+def compiled_twin(plain: nn.Module, **options: Any) -> tuple[nn.Module, Callable[..., Tensor]]:
+    """A copy of the module, and that copy compiled."""
+    net = copy.deepcopy(plain)
+    return net, torch.compile(net, fullgraph=True, **options)
+
+
+def check_dynamic_batch_size(plain: nn.Module, compiler: str, same_training: Callable[..., None]) -> None:
+    counter = CompileCounterWithBackend(compiler)
+    net, compiled = compiled_twin(plain, backend=counter, dynamic=True)
+    same_training(compiled, net, plain, torch.randn(2, 3, 6, 6))
+    first = counter.frame_count  # dynamo may call the compiler twice for it, to make symbolic floats constants
+    for batch in (5, 3, 7):
+        same_training(compiled, net, plain, torch.randn(batch, 3, 6, 6))
+    assert counter.frame_count == first
+
+
 # The eager ops are opaque to inductor, as the native ones are: one backend is enough for the slow compiler.
 either_compiler = pytest.mark.parametrize(
     "compiler, cpu_backend",
@@ -72,9 +88,8 @@ either_compiler = pytest.mark.parametrize(
 @pytest.mark.parametrize("momentum", [0.1, None], ids=["momentum", "cumulative"])
 def test_training(cpu_backend: str, compiler: str, momentum: float | None) -> None:
     plain = Block(momentum)
-    net = copy.deepcopy(plain)
     counter = CompileCounterWithBackend(compiler)
-    compiled = torch.compile(net, fullgraph=True, backend=counter)
+    net, compiled = compiled_twin(plain, backend=counter)
     for _ in range(3):
         assert_same_training(compiled, net, plain, torch.randn(2, 3, 6, 6))
     assert net.norm1.num_batches_tracked == 3
@@ -85,8 +100,7 @@ def test_training(cpu_backend: str, compiler: str, momentum: float | None) -> No
 def test_evaluation(cpu_backend: str, compiler: str) -> None:
     plain = Block()
     plain(torch.randn(2, 3, 6, 6))
-    net = copy.deepcopy(plain.eval())
-    compiled = torch.compile(net, fullgraph=True, backend=compiler)
+    net, compiled = compiled_twin(plain.eval(), backend=compiler)
     x = torch.randn(2, 3, 6, 6)
     with torch.no_grad():
         assert_close(compiled(x), plain(x))
@@ -96,23 +110,14 @@ def test_evaluation(cpu_backend: str, compiler: str) -> None:
 
 @either_compiler
 def test_dynamic_batch_size(cpu_backend: str, compiler: str) -> None:
-    plain = Block()
-    net = copy.deepcopy(plain)
-    counter = CompileCounterWithBackend(compiler)
-    compiled = torch.compile(net, fullgraph=True, backend=counter, dynamic=True)
-    assert_same_training(compiled, net, plain, torch.randn(2, 3, 6, 6))
-    first = counter.frame_count  # dynamo may call the compiler twice for it, to make symbolic floats constants
-    for batch in (5, 3, 7):
-        assert_same_training(compiled, net, plain, torch.randn(batch, 3, 6, 6))
-    assert counter.frame_count == first
+    check_dynamic_batch_size(Block(), compiler, assert_same_training)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cpu_backend", ["native"], indirect=True)
 def test_inductor_channels_last(cpu_backend: str) -> None:
     plain = Block().to(memory_format=torch.channels_last)
-    net = copy.deepcopy(plain)
-    compiled = torch.compile(net, fullgraph=True)
+    net, compiled = compiled_twin(plain)
     x = torch.randn(2, 3, 6, 6).to(memory_format=torch.channels_last)
     for _ in range(2):
         assert_same_training(compiled, net, plain, x)
@@ -123,8 +128,7 @@ def test_inductor_channels_last(cpu_backend: str) -> None:
 def test_training_mode_without_gradients(cpu_backend: str, mode: Any) -> None:
     """A8."""
     plain = Block()
-    net = copy.deepcopy(plain)
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    net, compiled = compiled_twin(plain, backend="aot_eager")
     with mode():
         for _ in range(2):
             x = torch.randn(2, 3, 6, 6)
@@ -138,8 +142,8 @@ def called_ops(graph: fx.GraphModule) -> list[Any]:
     return [n.args[0] if "auto_functionalized" in str(n.target) else n.target for n in calls]
 
 
-def test_graphs_hold_the_fused_ops(cpu_backend: str) -> None:
-    """Forward and backward call the chosen backend's ops, and not torch's batch norm or activation."""
+def compiled_graphs(net: nn.Module, x: Tensor) -> dict[str, fx.GraphModule]:
+    """The graphs of forward and backward."""
     graphs: dict[str, fx.GraphModule] = {}
 
     def keep(name: str) -> Callable[..., Any]:
@@ -152,8 +156,14 @@ def test_graphs_hold_the_fused_ops(cpu_backend: str) -> None:
     def backend(graph: fx.GraphModule, inputs: Any) -> Any:
         return aot_module_simplified(graph, inputs, fw_compiler=keep("forward"), bw_compiler=keep("backward"))
 
+    step(torch.compile(net, fullgraph=True, backend=backend), x)
+    return graphs
+
+
+def test_graphs_hold_the_fused_ops(cpu_backend: str) -> None:
+    """Forward and backward call the chosen backend's ops, and not torch's batch norm or activation."""
     net = Block()
-    step(torch.compile(net, fullgraph=True, backend=backend), torch.randn(2, 3, 6, 6))
+    graphs = compiled_graphs(net, torch.randn(2, 3, 6, 6))
     namespace = getattr(torch.ops, f"fastnorm_{cpu_backend}")
     for direction, suffix in (("forward", "fwd"), ("backward", "bwd")):
         called = called_ops(graphs[direction])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from torch import nn
 
 import fastnorm
 from fastnorm.testing.zoo.packages import import_package
-from tests.unit.convert_models import check_same, spread, tree
+from tests.unit.convert_models import check_graphs, check_same, check_saved, copies, spread, tree
 
 pytestmark = [pytest.mark.integration, pytest.mark.models]
 IMAGES, ROWS = (4, 8, 5, 3), (4, 3, 8)
@@ -124,28 +121,24 @@ def test_no_act_layers_take_in_what_follows_them() -> None:
 
 
 @pytest.mark.parametrize("name", ["BatchNormAct2d", "LayerNorm2d", "FrozenBatchNorm2d"])
-def test_twins_are_copied_pickled_compiled_and_traced(name: str, tmp_path: Path) -> None:
+def test_twins_are_copied_pickled_compiled_and_traced(name: str) -> None:
     make, shape, _ = LAYERS[name]
     model, x = spread(make()).eval(), torch.randn(shape)
     expected = model(x)
     fastnorm.convert(model)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert type(twin) is type(model)
+    for twin in copies(model):
         torch.testing.assert_close(twin(x), expected)
-    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
-    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
+    check_graphs(model, x, expected)
 
 
 def test_a_saved_twin_loads_where_nothing_is_imported_yet(tmp_path: Path) -> None:
-    model, x = spread(LAYERS["BatchNormAct2d"][0]()).eval(), torch.randn(IMAGES)
+    model = spread(LAYERS["BatchNormAct2d"][0]()).eval()
     fastnorm.convert(model)
-    torch.save((model, x, model(x)), tmp_path / "model.pt")
-    code = (
-        "import sys, torch; from fastnorm.testing.zoo.packages import import_torchvision; import_torchvision(); "
-        "model, x, y = torch.load(sys.argv[1], weights_only=False); assert torch.equal(model(x), y); "
-        "import fastnorm, timm.layers; fastnorm.revert(model); assert type(model) is timm.layers.BatchNormAct2d"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.pt")], check=True, timeout=300)
+    check_saved(
+        model, torch.randn(IMAGES), tmp_path,
+        first="from fastnorm.testing.zoo.packages import import_torchvision; import_torchvision()",
+        then="import fastnorm, timm.layers; fastnorm.revert(model); assert type(model) is timm.layers.BatchNormAct2d",
+    )  # fmt: skip
 
 
 def test_norm_layer_of_torchvision_takes_our_class() -> None:

@@ -95,6 +95,15 @@ def test_every_norm_trains(tmp_path: Path, norm: str, capsys: pytest.CaptureFixt
     assert "act=GeneralRelu(0.1, 0.4)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("opt", ["momentum", "rmsprop", "adam"])
+def test_every_optimizer_trains(tmp_path: Path, opt: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--opt", opt, "--epochs", "2", "--threads", "1", "--no-plot", "--out", str(tmp_path))
+    assert main(["demo", *options]) == 0
+    numbers = json.loads((tmp_path / f"demo_digits_{opt}.json").read_text())
+    assert numbers["opt"] == opt and min(numbers["accuracy"].values()) > 0.9
+    assert f"the lessons' {opt}" in capsys.readouterr().out
+
+
 def write_shapes(root: Path) -> None:
     """Four tiny IDX files in place of Fashion-MNIST: class k is a bright row 2k on a noisy ground."""
     generator = np.random.default_rng(0)

@@ -45,6 +45,19 @@ def batch_sized(x: Tensor) -> dict[str, Any]:
     return {"args": (x,), "dynamic_shapes": ({0: Dim("batch", min=2)},)}
 
 
+def check_trains(net: nn.Module, **tolerance: float) -> None:
+    """The exported module leaves its parameters the gradients that the module itself does."""
+    reference = copy.deepcopy(net)
+    module = export(net, (torch.randn(4, 3, 6, 6),)).module()
+    x = torch.randn(4, 3, 6, 6)
+    y = module(x)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    reference(x).backward(dy)
+    found = {name: p.grad for name, p in module.named_parameters()}
+    assert_close(found, {name: p.grad for name, p in reference.named_parameters()}, **tolerance)
+
+
 def test_evaluation(cpu_backend: str) -> None:
     net = Net()
     net(torch.randn(4, 3, 6, 6))
@@ -72,14 +85,7 @@ def test_training_graph_moves_the_statistics(cpu_backend: str, momentum: float |
 
 
 def test_training_graph_can_be_trained(cpu_backend: str) -> None:
-    net = Net()
-    reference = copy.deepcopy(net)
-    module = export(net, (torch.randn(4, 3, 6, 6),)).module()
-    x, dy = torch.randn(4, 3, 6, 6), torch.randn(4, 3, 6, 6)
-    module(x).backward(dy)
-    reference(x).backward(dy)
-    found = {name: p.grad for name, p in module.named_parameters()}
-    assert_close(found, {name: p.grad for name, p in reference.named_parameters()})
+    check_trains(Net())
 
 
 def test_decompositions_leave_the_fused_ops(cpu_backend: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from composed import ACT, UPSTREAM, composed_act, leaf
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.testing import assert_close
@@ -19,12 +20,7 @@ from fastnorm.functional import group_norm, instance_norm, layer_norm, layer_nor
 
 pytestmark = pytest.mark.usefixtures("recorder")
 
-ACT = fastnorm.GeneralRelu(0.1, 0.4, 1.0)
 SHAPE = (4, 6, 5, 2)
-
-
-def composed_act(z: Tensor) -> Tensor:
-    return (F.leaky_relu(z, 0.1) - 0.4).clamp_max(1.0)
 
 
 def their_position(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
@@ -54,10 +50,6 @@ NORMS: dict[str, tuple[tuple[int, ...], Callable[..., Tensor], Callable[..., Ten
     "position": ((6,), layer_norm_2d, their_position),
 }
 every_norm = pytest.mark.parametrize("norm", NORMS)
-
-
-def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, dtype=dtype).requires_grad_()
 
 
 def leaves(norm: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -134,21 +126,11 @@ def test_one_tensor_in_two_places(cpu_backend: str, norm: str) -> None:
         assert_close(*second, rtol=1e-4, atol=1e-4)
 
 
-UPSTREAM: dict[str, Callable[[], Tensor]] = {
-    "expanded": lambda: torch.randn(1).expand(SHAPE),
-    "expanded-batch": lambda: torch.randn(1, *SHAPE[1:]).expand(SHAPE),
-    "transposed": lambda: torch.randn(SHAPE[3], *SHAPE[1:3], SHAPE[0]).transpose(0, 3),
-    "sliced": lambda: torch.randn(8, 6, 5, 4)[::2, :, :, 1::2],
-    "channels_last": lambda: torch.randn(SHAPE).to(memory_format=torch.channels_last),
-    "offset": lambda: torch.randn(241)[1:].view(SHAPE),
-}
-
-
 @pytest.mark.parametrize("name", UPSTREAM)
 @every_norm
 def test_upstream_gradients_of_any_strides(cpu_backend: str, norm: str, name: str) -> None:
     """M4, M5: and dy stays as it was."""
-    dy = UPSTREAM[name]()
+    dy = UPSTREAM[name](SHAPE)
     before = dy.clone()
     for layout in (torch.contiguous_format, torch.channels_last):
         tensors = leaves(norm)

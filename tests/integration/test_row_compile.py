@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_compile import _fresh_dynamo, called_ops, either_compiler, step  # noqa: F401  the fixture is autouse
-from torch import Tensor, fx, nn
+from test_compile import (
+    _fresh_dynamo,  # noqa: F401  the fixture is autouse
+    called_ops,
+    check_dynamic_batch_size,
+    compiled_graphs,
+    compiled_twin,
+    either_compiler,
+    step,
+)
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._functorch.aot_autograd import aot_module_simplified
 from torch.testing import assert_close
 
 import fastnorm
@@ -48,9 +55,8 @@ def assert_same_training(compiled: Any, net: nn.Module, plain: nn.Module, x: Ten
 @either_compiler
 def test_training_and_evaluation(cpu_backend: str, compiler: str) -> None:
     plain = Block()
-    net = copy.deepcopy(plain)
     counter = CompileCounterWithBackend(compiler)
-    compiled = torch.compile(net, fullgraph=True, backend=counter)
+    net, compiled = compiled_twin(plain, backend=counter)
     for _ in range(2):
         assert_same_training(compiled, net, plain, torch.randn(2, 3, 6, 6))
     assert counter.frame_count == 1
@@ -63,23 +69,14 @@ def test_training_and_evaluation(cpu_backend: str, compiler: str) -> None:
 
 @either_compiler
 def test_dynamic_batch_size(cpu_backend: str, compiler: str) -> None:
-    plain = Block()
-    net = copy.deepcopy(plain)
-    counter = CompileCounterWithBackend(compiler)
-    compiled = torch.compile(net, fullgraph=True, backend=counter, dynamic=True)
-    assert_same_training(compiled, net, plain, torch.randn(2, 3, 6, 6))
-    first = counter.frame_count
-    for batch in (5, 3):
-        assert_same_training(compiled, net, plain, torch.randn(batch, 3, 6, 6))
-    assert counter.frame_count == first
+    check_dynamic_batch_size(Block(), compiler, assert_same_training)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cpu_backend", ["native"], indirect=True)
 def test_inductor_channels_last(cpu_backend: str) -> None:
     plain = Block().to(memory_format=torch.channels_last)
-    net = copy.deepcopy(plain)
-    compiled = torch.compile(net, fullgraph=True)
+    net, compiled = compiled_twin(plain)
     x = torch.randn(2, 3, 6, 6).to(memory_format=torch.channels_last)
     assert_same_training(compiled, net, plain, x)
     assert compiled(x).is_contiguous(memory_format=torch.channels_last)
@@ -87,21 +84,9 @@ def test_inductor_channels_last(cpu_backend: str) -> None:
 
 def test_graphs_hold_the_fused_ops(cpu_backend: str) -> None:
     """Forward and backward call the chosen backend's op, and none of torch's norms or activations."""
-    graphs: dict[str, fx.GraphModule] = {}
-
-    def keep(name: str) -> Any:
-        def compiler(graph: fx.GraphModule, inputs: Any) -> Any:
-            graphs[name] = graph
-            return graph
-
-        return compiler
-
-    def backend(graph: fx.GraphModule, inputs: Any) -> Any:
-        return aot_module_simplified(graph, inputs, fw_compiler=keep("forward"), bw_compiler=keep("backward"))
-
     net = Block()
     net.instance.track_running_stats = False  # its buffers are moved by plain PyTorch
-    step(torch.compile(net, fullgraph=True, backend=backend), torch.randn(2, 3, 6, 6))
+    graphs = compiled_graphs(net, torch.randn(2, 3, 6, 6))
     namespace = getattr(torch.ops, f"fastnorm_{cpu_backend}")
     for direction, suffix in (("forward", "fwd"), ("backward", "bwd")):
         called = called_ops(graphs[direction])
@@ -135,8 +120,7 @@ def test_layouts_and_dtypes_compile(cpu_backend: str) -> None:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(cpu_backend: str, mode: Any) -> None:
     plain = Block()
-    net = copy.deepcopy(plain)
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    net, compiled = compiled_twin(plain, backend="aot_eager")
     with mode():
         x = torch.randn(2, 3, 6, 6)
         assert_close(compiled(x), plain(x), rtol=1e-4, atol=1e-5)
@@ -145,8 +129,7 @@ def test_without_gradients(cpu_backend: str, mode: Any) -> None:
 
 def test_autocast_with_compile(cpu_backend: str) -> None:
     plain = Block()
-    net = copy.deepcopy(plain)
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    _, compiled = compiled_twin(plain, backend="aot_eager")
     x = torch.randn(2, 3, 6, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, expected = compiled(x), plain(x)

@@ -13,12 +13,12 @@ from test_torch_databases import (
     MODULE_INFOS,
     OURS,
     assert_no_worse,
+    check_layout,
+    check_meta_then_to_empty,
     each_case,
     every_dtype,
-    module_samples,
     outcome,
     over_modules,
-    twins,
 )
 from torch import Tensor, nn
 from torch.testing._internal.common_methods_invocations import op_db
@@ -126,26 +126,12 @@ def test_memory_format(cpu_backend: str, info: ModuleInfo, training: bool, chann
         if not x.numel() or (channels_last and (single or x.dim() not in formats)):
             continue
         layout = formats[x.dim()] if channels_last else torch.contiguous_format
-        x = x.to(memory_format=layout).requires_grad_()
-        compare(theirs, ours, x)
-        y = ours(x)
-        assert y.is_contiguous(memory_format=layout)
-        (dx,) = torch.autograd.grad(y, x, torch.randn(y.shape))  # a dy in the other layout
-        assert dx.is_contiguous(memory_format=layout)
+        check_layout(theirs, ours, x, layout, compare)
 
 
 @every_row_module
 def test_meta_then_to_empty(cpu_backend: str, info: ModuleInfo) -> None:
-    for sample in module_samples(info, torch.float32, True):
-        theirs, _ = twins(sample, info, torch.float32, True)
-        x = sample.forward_input.args[0].detach()
-        built = OURS[info.module_cls](*sample.constructor_input.args, **sample.constructor_input.kwargs, device="meta")
-        with fastnorm.use_backend("auto"):  # the kernels do not run there
-            y = built(x.to("meta"))
-        assert y.is_meta and y.shape == x.shape
-        built = built.to_empty(device="cpu")
-        built.load_state_dict(theirs.state_dict())
-        compare(theirs, built, x)
+    check_meta_then_to_empty(info, compare)
 
 
 Bound = dict[str, Any]

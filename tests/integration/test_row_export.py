@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from test_export import batch_sized, fused_calls, travelled
+from test_export import batch_sized, check_trains, fused_calls, travelled
 from test_row_compile import NORMS, Block
 from torch.export import export
 from torch.testing import assert_close
@@ -30,14 +30,7 @@ def test_any_batch_size(cpu_backend: str, training: bool) -> None:
 
 
 def test_the_graph_can_be_trained(cpu_backend: str) -> None:
-    net = Block()
-    reference = copy.deepcopy(net)
-    module = export(net, (torch.randn(4, 3, 6, 6),)).module()
-    x, dy = torch.randn(4, 3, 6, 6), torch.randn(4, 4, 6, 6)
-    module(x).backward(dy)
-    reference(x).backward(dy)
-    found = {name: p.grad for name, p in module.named_parameters()}
-    assert_close(found, {name: p.grad for name, p in reference.named_parameters()}, rtol=1e-4, atol=1e-4)
+    check_trains(Block(), rtol=1e-4, atol=1e-4)
 
 
 def test_decompositions_leave_the_fused_ops(cpu_backend: str) -> None:

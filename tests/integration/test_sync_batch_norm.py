@@ -72,3 +72,12 @@ def test_convert_keeps_activation_and_parameters():
     assert converted[1].weight is weight and converted[1].activation == ACT.activation
     assert not converted[2].activation.active
     assert list(converted.state_dict()) == list(net.state_dict())
+
+
+@pytest.mark.parametrize(
+    "shape, eps, words",
+    [((5,), 1e-5, r"at least 2D input \(got 1D"), ((2, 5), 0.0, "eps must be positive"), ((2, 5), float("nan"), "eps")],
+)
+def test_what_each_process_refuses_before_it_waits_for_the_others(shape, eps, words):
+    with pytest.raises(ValueError, match=words):
+        fastnorm.functional.synchronized_batch_norm(torch.randn(shape), None, None, eps=eps)

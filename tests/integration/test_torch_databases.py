@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -98,6 +98,19 @@ def compare_modules(theirs: nn.Module, ours: nn.Module, x: Tensor) -> None:
     assert_no_worse(outcome(ours, x, dy), outcome(theirs, x, dy), outcome(exact, x.detach().double(), dy.double()))
 
 
+Compare = Callable[[nn.Module, nn.Module, Tensor], None]
+
+
+def check_layout(theirs: nn.Module, ours: nn.Module, x: Tensor, layout: torch.memory_format, compare: Compare) -> None:
+    """Same values over an x in this layout, and y and dx in it too."""
+    x = x.to(memory_format=layout).requires_grad_()
+    compare(theirs, ours, x)
+    y = ours(x)
+    assert y.is_contiguous(memory_format=layout)
+    (dx,) = torch.autograd.grad(y, x, torch.randn(y.shape))  # a dy in the other layout
+    assert dx.is_contiguous(memory_format=layout)
+
+
 def each_case(info: ModuleInfo, dtype: torch.dtype, training: bool) -> Iterator[tuple[nn.Module, nn.Module, Tensor]]:
     for sample in module_samples(info, dtype, training):
         theirs, ours = twins(sample, info, dtype, training)
@@ -141,12 +154,7 @@ def test_memory_format(cpu_backend: str, info: ModuleInfo, training: bool, chann
         if not x.numel() or (channels_last and x.dim() not in formats):
             continue
         layout = formats[x.dim()] if channels_last else torch.contiguous_format
-        x = x.to(memory_format=layout).requires_grad_()
-        compare_modules(theirs, ours, x)
-        y = ours(x)
-        assert y.is_contiguous(memory_format=layout)
-        (dx,) = torch.autograd.grad(y, x, torch.randn(y.shape))  # a dy in the other layout
-        assert dx.is_contiguous(memory_format=layout)
+        check_layout(theirs, ours, x, layout, compare_modules)
 
 
 @every_module
@@ -218,8 +226,7 @@ def test_factory_arguments(info: ModuleInfo, dtype: torch.dtype) -> None:
         assert all(t.is_meta for t in built.state_dict().values())
 
 
-@every_batch_norm
-def test_meta_then_to_empty(cpu_backend: str, info: ModuleInfo) -> None:
+def check_meta_then_to_empty(info: ModuleInfo, compare: Compare) -> None:
     for sample in module_samples(info, torch.float32, True):
         theirs, _ = twins(sample, info, torch.float32, True)
         x = sample.forward_input.args[0].detach()
@@ -229,7 +236,12 @@ def test_meta_then_to_empty(cpu_backend: str, info: ModuleInfo) -> None:
         assert y.is_meta and y.shape == x.shape
         built = built.to_empty(device="cpu")
         built.load_state_dict(theirs.state_dict())
-        compare_modules(theirs, built, x)
+        compare(theirs, built, x)
+
+
+@every_batch_norm
+def test_meta_then_to_empty(cpu_backend: str, info: ModuleInfo) -> None:
+    check_meta_then_to_empty(info, compare_modules)
 
 
 @every_module

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-import fastnorm
 from fastnorm.ops.optim_watch import Watch
-
-
-@pytest.fixture(params=["eager", "native"])
-def cpu_backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each backend that must serve CPU tensors, chosen for the test; a missing one is an error."""
-    with fastnorm.use_backend(request.param):
-        yield request.param
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,24 @@
-"""What the tests of `convert` share: one training step of a model, and its comparison with the original's."""
+"""What the tests of `convert` share: the comparison of a model with its original, and of its copies with itself."""
 
 from __future__ import annotations
 
 import copy
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from fastnorm import functional
 from fastnorm.testing.compare import Expectation, check
 from fastnorm.testing.rounding import WALK, unit_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def step(model: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
@@ -59,3 +69,48 @@ def spread(model: nn.Module) -> nn.Module:
             noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
             tensor.copy_(noise + 0.5 if name.endswith(("weight", "var")) else noise - 0.5)
     return model
+
+
+def chain(act: nn.Module | None = None) -> nn.Sequential:
+    """conv - norm - activation - conv."""
+    layers = [nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), act or nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)]
+    return spread(nn.Sequential(*layers))
+
+
+def fusions(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many batch norms take an activation in while the model runs."""
+    seen: list[bool] = []
+    real = functional.batch._batch_norm.batch_norm
+
+    def watched(*args: object) -> Tensor:
+        seen.append(args[-1].active)
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(functional.batch._batch_norm, "batch_norm", watched)
+        model(x)
+    return sum(seen)
+
+
+def copies(model: nn.Module) -> Iterator[nn.Module]:
+    """The model copied and pickled, each of the same classes as the model."""
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert [type(module) for module in twin.modules()] == [type(module) for module in model.modules()]
+        yield twin
+
+
+def check_graphs(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Compiled, traced and exported, the model gives y."""
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), y)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), y)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), y)
+
+
+def check_saved(model: nn.Module, x: Tensor, folder: Path, *, first: str = "", then: str = "") -> None:
+    """Another process, which has run the line `first`, loads the model, finds the same bits, and runs `then`."""
+    file = folder / "model.pt"
+    torch.save((model, x, model(x)), file)
+    load = "model, x, y = torch.load(sys.argv[1], weights_only=False)"
+    code = "\n".join([first, "import sys, torch", load, "assert torch.equal(model(x), y)", then])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True, timeout=300, env=environment)

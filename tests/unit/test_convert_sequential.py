@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,28 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fastnorm
-from fastnorm import functional
-from tests.unit.convert_models import check_same, spread
-
-
-def _model(act: nn.Module | None = None) -> nn.Sequential:
-    layers = [nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), act or nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)]
-    return spread(nn.Sequential(*layers))
-
-
-def fusions(model: nn.Module, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many norms take an activation in while the model runs."""
-    seen: list[bool] = []
-    real = functional.batch._batch_norm.batch_norm
-
-    def watched(*args: object) -> torch.Tensor:
-        seen.append(args[-1].active)
-        return real(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(functional.batch._batch_norm, "batch_norm", watched)
-        model(x)
-    return sum(seen)
+from tests.unit.convert_models import chain, check_same, fusions, spread
 
 
 @pytest.mark.parametrize(
@@ -52,7 +28,7 @@ def fusions(model: nn.Module, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) 
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_fused_models_compute_as_before(act: nn.Module, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = _model(act).train(training)
+    original = chain(act).train(training)
     converted = copy.deepcopy(original)
     report = fastnorm.convert(converted)
     assert [(record.name, record.inside, record.residual) for record in report.fused] == [("1", "", False)]
@@ -63,7 +39,7 @@ def test_fused_models_compute_as_before(act: nn.Module, training: bool, monkeypa
 
 
 def test_without_fuse_nothing_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _model()
+    model = chain()
     assert fastnorm.convert(model, fuse=False).fused == ()
     assert fusions(model, torch.randn(2, 3, 6, 6), monkeypatch) == 0
 
@@ -78,11 +54,11 @@ def test_identities_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("act", [nn.GELU(), nn.SiLU(), nn.PReLU(), nn.RReLU(), nn.Hardtanh(0, 6), nn.ELU()], ids=repr)
 def test_other_activations_are_not_fused(act: nn.Module) -> None:
-    assert fastnorm.convert(_model(act)).fused == ()
+    assert fastnorm.convert(chain(act)).fused == ()
 
 
 def test_the_norm_alone_stays_a_plain_norm() -> None:
-    model = _model()
+    model = chain()
     fastnorm.convert(model)
     assert (model[1](torch.randn(4, 4, 5, 5)) < 0).any()
     assert (model[:2](torch.randn(4, 3, 5, 5)) < 0).any()
@@ -92,7 +68,7 @@ def test_the_norm_alone_stays_a_plain_norm() -> None:
 @pytest.mark.parametrize("index", [1, 2])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_hooks_see_what_they_saw(index: int, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = _model().eval(), torch.randn(2, 3, 6, 6)
+    model, x = chain().eval(), torch.randn(2, 3, 6, 6)
     expected = model[: index + 1](x)
     seen: list[torch.Tensor] = []
     if when == "before":
@@ -108,7 +84,7 @@ def test_hooks_see_what_they_saw(index: int, when: str, monkeypatch: pytest.Monk
 
 
 def test_backward_hooks_and_global_hooks_end_the_fusion(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = _model(), torch.randn(2, 3, 6, 6)
+    model, x = chain(), torch.randn(2, 3, 6, 6)
     model[2].inplace = False  # torch's backward hooks and in-place activations do not go together
     fastnorm.convert(model)
     handle = model[1].register_full_backward_hook(lambda *_: None)
@@ -138,7 +114,7 @@ def test_backward_hooks_and_global_hooks_end_the_fusion(monkeypatch: pytest.Monk
     ids=["activation", "norm", "append", "delete", "insert", "own activation", "instance forward"],
 )
 def test_a_changed_model_does_what_it_now_says(change: object) -> None:
-    model = _model().eval()
+    model = chain().eval()
     fastnorm.convert(model)
     change(model)  # type: ignore[operator]
     x = torch.randn(2, 3, 6, 6)
@@ -149,7 +125,7 @@ def test_a_changed_model_does_what_it_now_says(change: object) -> None:
 
 
 def test_changed_numbers_of_an_activation_count() -> None:
-    model = _model(nn.LeakyReLU(0.2)).eval()
+    model = chain(nn.LeakyReLU(0.2)).eval()
     fastnorm.convert(model)
     model[2].negative_slope = 0.9
     x = torch.randn(2, 3, 6, 6)
@@ -157,7 +133,7 @@ def test_changed_numbers_of_an_activation_count() -> None:
 
 
 def test_sync_batch_norm_conversion_keeps_the_activation() -> None:
-    original, x = _model().eval(), torch.randn(2, 3, 6, 6)
+    original, x = chain().eval(), torch.randn(2, 3, 6, 6)
     converted = copy.deepcopy(original)
     fastnorm.convert(converted)
     check_same(original, nn.SyncBatchNorm.convert_sync_batchnorm(converted), x)
@@ -245,26 +221,6 @@ def test_values_are_dropped_after_their_last_use() -> None:
     assert looks.gone
 
 
-def test_copies_and_pickles_are_fused_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = _model(), torch.randn(4, 3, 6, 6)
-    fastnorm.convert(model)
-    for twin in (copy.deepcopy(model), copy.copy(model), pickle.loads(pickle.dumps(model))):
-        assert type(twin) is type(model)
-        assert fusions(twin, x, monkeypatch) == 1
-
-
-def test_a_saved_model_loads_in_another_process(tmp_path: Path) -> None:
-    model, x = _model().eval(), torch.randn(4, 3, 6, 6)
-    fastnorm.convert(model)
-    torch.save((model, x, model(x)), tmp_path / "model.pt")
-    code = (
-        "import sys, torch; model, x, y = torch.load(sys.argv[1], weights_only=False); "
-        "assert torch.equal(model(x), y); assert 'fused' in repr(model); import fastnorm; fastnorm.revert(model); "
-        "assert type(model) is torch.nn.Sequential and type(model[1]) is torch.nn.BatchNorm2d"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.pt")], check=True, timeout=120)
-
-
 def test_a_pickle_of_other_code_loads_unfused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = OwnChain(nn.BatchNorm1d(4), nn.ReLU())
     fastnorm.convert(model)
@@ -273,25 +229,6 @@ def test_a_pickle_of_other_code_loads_unfused(monkeypatch: pytest.MonkeyPatch) -
     loaded = pickle.loads(stored)
     assert type(loaded) is OwnChain
     assert type(loaded[0]) is fastnorm.BatchNorm1d
-
-
-def test_compiled_exported_and_traced() -> None:
-    model, x = _model().eval(), torch.randn(4, 3, 6, 6)
-    expected = model(x)
-    fastnorm.convert(model)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), expected)
-    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
-    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
-
-
-def test_a_compiled_model_notices_a_hook() -> None:
-    model, x = _model().eval(), torch.randn(4, 3, 6, 6)
-    fastnorm.convert(model)
-    compiled = torch.compile(model, backend="eager")
-    compiled(x)
-    model[2] = nn.Tanh()
-    torch.testing.assert_close(compiled(x), model[3](torch.tanh(model[:2](x))))
 
 
 def test_double_backward_and_checkpointing() -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -151,40 +148,3 @@ def test_every_element_is_covered_once(shape: tuple[int, ...]) -> None:
                 for tile in range(split, plan.tiles, plan.splits):
                     covered[tile_slices(view, plan, block, tile)] += 1
         assert (covered == 1).all(), (view, plan)
-
-
-PROBE = """
-import torch, triton, triton.language as tl
-from fastnorm.ops import triton as triton_ops
-triton_ops._import_kernels()
-from fastnorm.kernels.batch_norm_tiles import program_tile, tile_start
-
-@triton.jit
-def start_kernel(out_ptr, block, tile, s_blocks, C, S, CHANNELS_LAST: tl.constexpr):
-    start, left = tile_start(block, tile, s_blocks, C.to(tl.int64), S.to(tl.int64), 16, 256, CHANNELS_LAST)
-    tl.store(out_ptr, start)
-    tl.store(out_ptr + 1, left)
-
-@triton.jit
-def order_kernel(out_ptr, c_blocks, s_blocks, CHANNELS_LAST: tl.constexpr):
-    block, tile = program_tile(c_blocks, s_blocks, CHANNELS_LAST)
-    tl.store(out_ptr + 2 * tl.program_id(0), block)
-    tl.store(out_ptr + 2 * tl.program_id(0) + 1, tile)
-
-out = torch.zeros(2, dtype=torch.int64)
-start_kernel[(1,)](out, 15, 69999 * 13 + 12, 13, 257, 3136, CHANNELS_LAST=False)
-assert out.tolist() == [(69999 * 257 + 240) * 3136 + 12 * 256, 3136 - 12 * 256], out
-start_kernel[(1,)](out, 255, 2**22, 2**23, 4099, 2**31, CHANNELS_LAST=True)
-assert out.tolist() == [2**22 * 256 * 4099 + 255 * 16, 2**31 - 2**22 * 256], out
-for last in (False, True):
-    seen = torch.zeros(3 * 4 * 5, 2, dtype=torch.int64)
-    order_kernel[(60,)](seen, 3, 4, CHANNELS_LAST=last)
-    assert sorted(map(tuple, seen.tolist())) == [(c, t) for c in range(3) for t in range(20)], seen
-"""
-
-
-def test_offsets_past_two_to_the_31_and_the_order_of_programs() -> None:
-    """The kernels' own index arithmetic, run under the interpreter without a tensor of that size."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

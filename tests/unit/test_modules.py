@@ -21,9 +21,11 @@ PAIRS = [
     (fastnorm.BatchNorm3d, nn.BatchNorm3d, (4, 3, 5, 2, 3)),
 ]
 every_pair = pytest.mark.parametrize("ours, theirs, shape", PAIRS, ids=[p[0].__name__ for p in PAIRS])
+SYNC = (fastnorm.SyncBatchNorm, nn.SyncBatchNorm, (4, 3, 5, 6))
+every_class = pytest.mark.parametrize("ours, theirs, shape", [*PAIRS, SYNC], ids=lambda p: getattr(p, "__name__", ""))
 
 
-@every_pair
+@every_class
 def test_constructor_takes_torchs_arguments_in_its_order(ours: Any, theirs: Any, shape: tuple[int, ...]) -> None:
     own, reference = inspect.signature(ours), inspect.signature(theirs)
     shared = {name: own.parameters[name] for name in reference.parameters}
@@ -39,7 +41,7 @@ def test_constructor_takes_torchs_arguments_in_its_order(ours: Any, theirs: Any,
     [{}, {"eps": 1e-3, "momentum": None}, {"affine": False}, {"bias": False}, {"track_running_stats": False}],
     ids=str,
 )
-@every_pair
+@every_class
 def test_repr_is_torchs(ours: Any, theirs: Any, shape: tuple[int, ...], kwargs: dict[str, Any]) -> None:
     assert repr(ours(3, **kwargs)) == repr(theirs(3, **kwargs))
 

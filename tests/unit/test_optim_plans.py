@@ -11,7 +11,7 @@ from benchmarks.launch_plans import launches
 from benchmarks.optim_cases import LISTS
 from fastnorm.ops import optim_plans, optim_table
 from fastnorm.ops import triton as triton_ops
-from fastnorm.testing.triton_aot import OptimCase
+from fastnorm.testing.triton_cases import OptimCase
 
 pytest.importorskip("triton")
 

@@ -12,7 +12,7 @@ import pytest
 from build_tools.cuda_steps import NVCC_FLAGS
 from build_tools.errors import CannotBuild
 from build_tools.nvcc import find_nvcc
-from fastnorm.testing.triton_aot import access_widths
+from fastnorm.testing.ptx import access_widths
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "csrc/cuda/optim.cu"

@@ -22,9 +22,9 @@ from fastnorm.testing.cases import Case as ConformanceCase
 from fastnorm.testing.cases import NormCase, RowCase
 from fastnorm.testing.short_list import SHORT_LIST
 from fastnorm.testing.stats import StatsCase
-from fastnorm.testing.triton_aot import Case
-from fastnorm.testing.triton_aot import RowCase as AotRowCase
-from fastnorm.testing.triton_aot import StatsCase as AotStatsCase
+from fastnorm.testing.triton_cases import Case
+from fastnorm.testing.triton_cases import RowCase as AotRowCase
+from fastnorm.testing.triton_cases import StatsCase as AotStatsCase
 
 pytest.importorskip("triton")
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -249,53 +246,3 @@ def test_partial_gradients_are_added_by_enough_programs(rows: int, width: int) -
     assert plan.block * plan.block_rows <= plans.PARAMETER_TILE
     assert plan.block >= min(plans.PARAMETER_BLOCK, width)
     assert plan.grid[0] >= min(24, rows * width // plans.PARAMETER_TILE, width // plans.PARAMETER_BLOCK)
-
-
-PROBE = """
-import torch, triton, triton.language as tl
-from fastnorm.ops import triton as triton_ops
-triton_ops._import_kernels()
-from fastnorm.kernels.row_norm_tiles import held_tile, sample_tile
-
-@triton.jit
-def held_kernel(out_ptr, sample, block, C, S, CHANNELS_LAST: tl.constexpr):
-    sample, block = sample.to(tl.int64), block.to(tl.int64)
-    c, sets, exists, start, steps = held_tile(
-        sample, block, C.to(tl.int64), S.to(tl.int64), 3, CHANNELS_LAST, 8, 16, 4
-    )
-    tl.store(out_ptr + tl.arange(0, 8), c)
-    tl.store(out_ptr + 8 + tl.arange(0, 8), sets)
-    tl.store(out_ptr + 16 + tl.arange(0, 8), exists)
-    tl.store(out_ptr + 24, start)
-
-@triton.jit
-def tile_kernel(out_ptr, sample, block, tile, C, S, CHANNELS_LAST: tl.constexpr):
-    c, s, mask, start, steps = sample_tile(
-        sample, block, tile, 13, C.to(tl.int64), S.to(tl.int64), 16, 256, CHANNELS_LAST
-    )
-    tl.store(out_ptr, start)
-    tl.store(out_ptr + 1, tl.max(s, axis=0))
-
-out = torch.zeros(25, dtype=torch.int64)
-held_kernel[(1,)](out, 69999, 2, 15, 3136, CHANNELS_LAST=False)
-assert out[:8].tolist() == [12, 13, 14, 15, 15, 16, 17, 18], out
-assert out[8:16].tolist() == [69999 * 5 + 4] * 4 + [69999 * 5 + 5] * 4, out
-assert out[16:24].tolist() == [1, 1, 1, 0, 0, 0, 0, 0], out
-assert out[24] == (69999 * 15 + 12) * 3136, out
-held_kernel[(1,)](out, 69999, 2, 18, 3136, CHANNELS_LAST=False)
-assert out[16:24].tolist() == [1, 1, 1, 0, 1, 1, 1, 0], out
-held_kernel[(1,)](out, 69999, 2, 15, 3136, CHANNELS_LAST=True)
-assert out[24] == 69999 * 15 * 3136 + 12, out
-out = torch.zeros(2, dtype=torch.int64)
-tile_kernel[(1,)](out, 69999, 15, 12, 257, 3136, CHANNELS_LAST=False)
-assert out.tolist() == [(69999 * 257 + 240) * 3136 + 12 * 256, 13 * 256 - 1], out
-tile_kernel[(1,)](out, 69999, 15, 12, 257, 3136, CHANNELS_LAST=True)
-assert out.tolist() == [69999 * 257 * 3136 + 12 * 256 * 257 + 240, 13 * 256 - 1], out
-"""
-
-
-def test_offsets_past_two_to_the_31() -> None:
-    """The kernels' own index arithmetic, run under the interpreter without a tensor of that size."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -103,20 +103,34 @@ def test_wrong_sizes_and_keys_are_named(ours: Any, theirs: Any) -> None:
         ours(3, affine=False).load_state_dict(theirs(3).state_dict())
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_whole_modules_travel(training: bool) -> None:
-    net = nn.Sequential(
-        randomised(fastnorm.BatchNorm2d(3, momentum=None, act=fastnorm.GeneralRelu(0.1, 0.4, 2.0), unbiased=True)),
-        fastnorm.GeneralRelu(0.2, max_leak=0.1, maxv=1.0),
-        randomised(fastnorm.LessonBatchNorm(3, act=nn.LeakyReLU(0.3))),
-    ).train(training)
-    x = torch.randn(4, 3, 5, 5)
+def check_travels(net: nn.Module, x: torch.Tensor) -> None:
+    """Pickled and saved whole, it is the same."""
+    training = net.training
     for travelled in (pickle.loads(pickle.dumps(net)), stored(net, weights_only=False)):
         assert repr(travelled) == repr(net)
         assert_same_state(travelled, net)
         assert travelled.training is training
         assert torch.equal(travelled.eval()(x), net.eval()(x))
         net.train(training)
+
+
+def check_optimizer_made_before_loading(ours: nn.Module, theirs: nn.Module, x: torch.Tensor) -> None:
+    optimizer = torch.optim.SGD(ours.parameters(), lr=1.0)
+    ours.load_state_dict(randomised(theirs).state_dict())
+    before = ours.weight.detach().clone()
+    ours(x).square().mul(torch.rand(5)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(ours.weight, before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_whole_modules_travel(training: bool) -> None:
+    net = nn.Sequential(
+        randomised(fastnorm.BatchNorm2d(3, momentum=None, act=fastnorm.GeneralRelu(0.1, 0.4, 2.0), unbiased=True)),
+        fastnorm.GeneralRelu(0.2, max_leak=0.1, maxv=1.0),
+        randomised(fastnorm.LessonBatchNorm(3, act=nn.LeakyReLU(0.3))),
+    )
+    check_travels(net.train(training), torch.randn(4, 3, 5, 5))
 
 
 def test_lesson_layer_round_trip() -> None:
@@ -126,10 +140,4 @@ def test_lesson_layer_round_trip() -> None:
 
 
 def test_an_optimizer_made_before_loading_keeps_working() -> None:
-    ours = fastnorm.BatchNorm2d(3)
-    optimizer = torch.optim.SGD(ours.parameters(), lr=1.0)
-    ours.load_state_dict(randomised(nn.BatchNorm2d(3)).state_dict())
-    before = ours.weight.detach().clone()
-    ours(torch.randn(4, 3, 5, 5)).square().mul(torch.rand(5)).sum().backward()
-    optimizer.step()
-    assert not torch.equal(ours.weight, before)
+    check_optimizer_made_before_loading(fastnorm.BatchNorm2d(3), nn.BatchNorm2d(3), torch.randn(4, 3, 5, 5))

@@ -10,17 +10,8 @@ import pkgutil
 import pytest
 
 from fastnorm.ops import triton as triton_ops
-from fastnorm.testing.triton_aot import (
-    AMD,
-    SMS,
-    Arch,
-    Case,
-    Launch,
-    OptimCase,
-    RowCase,
-    StatsCase,
-    compile_in_subprocess,
-)
+from fastnorm.testing.triton_aot import AMD, SMS, Arch, Launch, compile_in_subprocess
+from fastnorm.testing.triton_cases import Case, OptimCase, RowCase, StatsCase
 from fastnorm.testing.ttir import narrow_arguments
 
 pytest.importorskip("triton")

@@ -27,7 +27,8 @@ OptimCudaForm form_of(const std::vector<int64_t>& form) {
   f.param = dtype_at(form, kParam), f.grad = dtype_at(form, kGrad);
   f.state = dtype_at(form, kState), f.rounded = dtype_at(form, kRounded);
   const bool wide = f.param == Dtype::f64;
-  STD_TORCH_CHECK((f.grad == Dtype::f64) == wide && (f.state == Dtype::f64) == wide && (f.rounded == Dtype::f64) == wide,
+  const auto as_wide = [&](Dtype other) { return (other == Dtype::f64) == wide; };
+  STD_TORCH_CHECK(as_wide(f.grad) && as_wide(f.state) && as_wide(f.rounded),
                   "fp64 parameters need fp64 gradients and states, and no others may have them");
   return f;
 }

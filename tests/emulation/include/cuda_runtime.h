@@ -116,8 +116,8 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute which, int value) {
 
 template <class... Expected, class... Actual>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Expected...), const Actual&... actual) {
-  emulation::LaunchShape shape{config->gridDim.x, config->blockDim.x, static_cast<unsigned>(config->dynamicSmemBytes), 1,
-                               false};
+  const auto shared_bytes = static_cast<unsigned>(config->dynamicSmemBytes);
+  emulation::LaunchShape shape{config->gridDim.x, config->blockDim.x, shared_bytes, 1, false};
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     const cudaLaunchAttribute& a = config->attrs[i];
     if (a.id == cudaLaunchAttributeClusterDimension) shape.cluster = a.val.clusterDim.x;
@@ -125,7 +125,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   }
   const auto sms = static_cast<unsigned>(emulation::limit(0)), shared = static_cast<unsigned>(emulation::limit(1));
   const unsigned resident = shape.cooperative ? shape.blocks : shape.cluster;
-  const bool possible = shape.blocks > 0 && shape.threads > 0 && shape.threads <= 1024 && shape.shared_bytes <= shared &&
+  const bool possible = shape.blocks > 0 && shape.threads > 0 && shape.threads <= 1024 && shared_bytes <= shared &&
                         shape.blocks % shape.cluster == 0 && (shape.cluster == 1 || emulation::limit(3) >= 9) &&
                         (!shape.cooperative || resident * shape.threads <= sms * 2048) &&
                         (!shape.cooperative || resident * shape.shared_bytes <= sms * shared);
