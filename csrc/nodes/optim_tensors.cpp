@@ -10,7 +10,8 @@ namespace {
 
 constexpr size_t kAhead = 8;  // tensors
 
-// From its storage to its keys, a tensor takes up to four lines of the cache; a storage, from its address to its flags, two.
+// From its storage to its keys, a tensor takes up to four lines of the cache; a storage, from its address to its flags,
+// two.
 void fetch_tensor(const c10::TensorImpl* tensor) {
   const auto* t = reinterpret_cast<const char*>(tensor);
   __builtin_prefetch(t + 16), __builtin_prefetch(t + 80), __builtin_prefetch(t + 128);
@@ -73,8 +74,9 @@ void OptimWritten::fetch() const {
 }
 
 OptimTensors::OptimTensors(const _object* grad_type)
-    : grad_type_(grad_type), plain_(c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
-                                                         c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU})) {}
+    : grad_type_(grad_type),
+      plain_(c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
+                                  c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU})) {}
 
 void OptimTensors::add_row(const std::vector<Tensor>& written, bool counted) {
   const Tensor& param = written.front();

@@ -56,8 +56,8 @@ class OptimTensors {
   // A parameter without.
   void add_idle(const Tensor& param) { params_.push_back({param, nullptr, 0}); }
 
-  // Looks whether all lies where it lay, and fills in the gradients' addresses. moved: no, or a parameter has got or lost
-  // its gradient. unfit: a gradient is no plain dense tensor in its parameter's order.
+  // Looks whether all lies where it lay, and fills in the gradients' addresses. moved: no, or a parameter has got or
+  // lost its gradient. unfit: a gradient is no plain dense tensor in its parameter's order.
   Found take(std::vector<OptimRow>& rows);
   void count_versions() const;
   // The gradients of the last take, for as long as other threads may drop them.

@@ -86,9 +86,9 @@ auto unlocked(const OptimTensors& tensors, const F& f) {
 
 PyObject* watch_optim(PyObject*, PyObject* args) {
   PyObject *steps, *type, *params, *rows, *groups, *all, *states, *hyper_keys, *form_keys, *words;
-  if (!PyArg_ParseTuple(args, "OOO!O!O!O!O!O!O!O!", &steps, &type, &PyList_Type, &params, &PyList_Type, &rows, &PyList_Type,
-                        &groups, &PyList_Type, &all, &PyList_Type, &states, &PyTuple_Type, &hyper_keys, &PyTuple_Type,
-                        &form_keys, &PyDict_Type, &words)) {
+  if (!PyArg_ParseTuple(args, "OOO!O!O!O!O!O!O!O!", &steps, &type, &PyList_Type, &params, &PyList_Type, &rows,
+                        &PyList_Type, &groups, &PyList_Type, &all, &PyList_Type, &states, &PyTuple_Type, &hyper_keys,
+                        &PyTuple_Type, &form_keys, &PyDict_Type, &words)) {
     return nullptr;
   }
   auto* plan = static_cast<OptimSteps*>(PyCapsule_GetPointer(steps, kOptimStepsCapsule));

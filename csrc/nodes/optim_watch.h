@@ -1,4 +1,5 @@
-// An optimizer's plan under watch: what Python would have to ask at every step, asked in one call (fastnorm/ops/optim_watch.py).
+// An optimizer's plan under watch: what Python would have to ask at every step, asked in one call
+// (fastnorm/ops/optim_watch.py).
 #pragma once
 
 struct _object;
@@ -15,14 +16,15 @@ enum OptimAnswer : long {
 };
 
 // Python's watch_optim(steps, grad_type, params, rows, groups, all_states, states, hyper_keys, form_keys, words): a
-// capsule, or None where the plan's tensors have moved already. steps: from fastnorm._C.optim_steps. params: of all groups. rows: of each parameter its tensors (that are
-// written; the parameter first) and whether the last is the count of steps, or None without a gradient.
+// capsule, or None where the plan's tensors have moved already. steps: from fastnorm._C.optim_steps. params: of all
+// groups. rows: of each parameter its tensors (that are written; the parameter first) and whether the last is the count
+// of steps, or None without a gradient.
 _object* watch_optim(_object*, _object* args);
 // take_optim(watch, groups, states): an OptimAnswer.
 _object* take_optim(_object*, _object* args);
-// step_optim(watch, hyper, multiplier, seed), with hyper None where the watch has read it: the step, after kTaken.
+// step_optim(watch, hyper, multiplier, seed): the step with what was taken; hyper is empty where the watch has read it.
 _object* step_optim(_object*, _object* args);
-// norm_optim(watch): the norm of all gradients, after kTaken.
+// norm_optim(watch): the norm of all gradients that were taken.
 _object* norm_optim(_object*, _object* watch);
 // reads_optim(watch): whether the watch has read all hyper-parameters.
 _object* reads_optim(_object*, _object* watch);
