@@ -98,7 +98,7 @@ def extensions(tools: Toolchain | None, nvcc: Nvcc | None) -> list[Extension]:
     if tools is None:
         return []
     modules = [Extension("fastnorm._C", sources=[], py_limited_api=True)]
-    modules.append(Extension(nodes_module(tools.torch_version), sources=[], py_limited_api=True, optional=True))
+    modules.append(Extension(nodes_module(tools.torch_version), sources=[], optional=True))
     if nvcc is not None:
         modules.append(Extension("fastnorm._C_cuda", sources=[], py_limited_api=True))
     if tools.pybind11_include is not None:

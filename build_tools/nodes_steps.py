@@ -1,9 +1,10 @@
-"""The steps of the module of autograd nodes, which is made from torch's C++ classes: for one release of torch."""
+"""The steps of the module of autograd nodes, made from torch's C++ and Python classes: for one torch and one Python."""
 
 from __future__ import annotations
 
 import os
 import re
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,12 +27,12 @@ def plan_nodes(tools: Toolchain, root: Path) -> Build:
     flags = (
         *("-std=c++20", "-O2"),  # as torch's own headers want it; there are no loops here
         f"-DFASTNORM_NODES_INIT=PyInit_{module.rpartition('.')[2]}",
-        "-DPy_LIMITED_API=0x030A0000",
         *("-isystem", str(include), "-isystem", str(include / "torch" / "csrc" / "api" / "include")),
         *("-isystem", str(tools.python_include)),
     )
     objects = [compile_step(build, tools, source, "nodes", flags) for source in sources(root, "csrc/nodes")]
-    link_step(build, tools, module, f"{module.rpartition('.')[2]}.abi3.so", objects, torch_libraries(tools))
+    file = f"{module.rpartition('.')[2]}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    link_step(build, tools, module, file, objects, (*torch_libraries(tools), "-ltorch_python"))
     return build
 
 

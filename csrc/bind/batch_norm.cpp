@@ -5,6 +5,7 @@
 
 #include "bind/activation.h"
 #include "bind/batch_norm.h"
+#include "bind/direct.h"
 #include "op/cpu_kernels.h"
 
 namespace fastnorm {
@@ -188,6 +189,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_bwd(
 STABLE_TORCH_LIBRARY_IMPL(fastnorm_native, CPU, m) {
   m.impl("batch_norm_fwd", TORCH_BOX(&batch_norm_fwd));
   m.impl("batch_norm_bwd", TORCH_BOX(&batch_norm_bwd));
+  add_direct<&batch_norm_fwd>("batch_norm_fwd");
+  add_direct<&batch_norm_bwd>("batch_norm_bwd");
 }
 
 }  // namespace fastnorm

@@ -1,5 +1,6 @@
 // general_relu on CPU tensors.
 #include "bind/activation.h"
+#include "bind/direct.h"
 #include "op/cpu_kernels.h"
 
 namespace fastnorm {
@@ -41,6 +42,8 @@ Tensor general_relu_bwd(Tensor dy, Tensor x, OptionalNumber leak, OptionalNumber
 STABLE_TORCH_LIBRARY_IMPL(fastnorm_native, CPU, m) {
   m.impl("general_relu_fwd", TORCH_BOX(&general_relu_fwd));
   m.impl("general_relu_bwd", TORCH_BOX(&general_relu_bwd));
+  add_direct<&general_relu_fwd>("general_relu_fwd");
+  add_direct<&general_relu_bwd>("general_relu_bwd");
 }
 
 }  // namespace fastnorm

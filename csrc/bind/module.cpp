@@ -2,6 +2,7 @@
 // long lists of Python objects the questions that an optimizer has at every step.
 #include <Python.h>
 
+#include "bind/direct.h"
 #include "bind/optim_taken.h"
 #include "bind/tensor.h"
 #include "op/cpu_kernels.h"
@@ -14,6 +15,10 @@ PyObject* set_cached_bytes(PyObject*, PyObject* bytes) {
   const long long wanted = PyLong_AsLongLong(bytes);
   if (PyErr_Occurred() != nullptr) return nullptr;
   return PyLong_FromLongLong(fastnorm::set_cached_bytes(wanted));
+}
+
+PyObject* direct_ops(PyObject*, PyObject*) {
+  return PyCapsule_New(&fastnorm::direct_ops(), fastnorm::kDirectOps, nullptr);
 }
 
 bool is_list(PyObject* object, const char* name) {
@@ -94,6 +99,7 @@ PyMethodDef methods[] = {
     {"cpu_isa", cpu_isa, METH_NOARGS, "The instruction set whose kernels run here: default, avx2 or avx512."},
     {"set_cached_bytes", set_cached_bytes, METH_O,
      "Up to how many bytes a call's outputs stay in the caches; for tests."},
+    {"direct_ops", direct_ops, METH_NOARGS, "The ops as plain functions, for the compiled autograd nodes."},
     {"grads_of", grads_of, METH_O, "The gradients of those parameters that have one."},
     {"same_objects", same_objects, METH_VARARGS, "Whether two lists hold the very same objects."},
     {"same_values", same_values, METH_VARARGS, "Whether the values of all dicts are the very objects of a list."},

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "bind/activation.h"
+#include "bind/direct.h"
 #include "op/cpu_kernels.h"
 
 namespace fastnorm {
@@ -276,6 +277,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_norm_bwd(
 STABLE_TORCH_LIBRARY_IMPL(fastnorm_native, CPU, m) {
   m.impl("row_norm_fwd", TORCH_BOX(&row_norm_fwd));
   m.impl("row_norm_bwd", TORCH_BOX(&row_norm_bwd));
+  add_direct<&row_norm_fwd>("row_norm_fwd");
+  add_direct<&row_norm_bwd>("row_norm_bwd");
 }
 
 }  // namespace fastnorm

@@ -15,7 +15,7 @@ using Differentiable = std::vector<Tensor>(std::array<bool, 4>, const Tensor&, c
                                            bool, double, bool, bool, bool, OptionalNumber, OptionalNumber,
                                            OptionalNumber, OptionalNumber);
 
-NormResults run(int64_t backend, const BatchNormCall& call) {
+NormResults forward(int64_t backend, const BatchNormCall& call) {
   static const Op<Forward> op("batch_norm_fwd");
   const Activation& act = call.act;
   return op(backend, call.x, call.weight, call.bias, call.residual, call.running_mean, call.running_var, call.factor,
@@ -28,60 +28,60 @@ void tell_written(const OptionalTensor& buffer) {
   if (buffer.has_value() && !buffer->is_inference()) torch::autograd::impl::bump_version(*buffer);
 }
 
-struct BatchNormFunction : torch::autograd::Function<BatchNormFunction> {
-  static constexpr bool is_traceable = true;
+struct BatchNormRule {
+  static constexpr const char* kName = "BatchNormFunctionBackward";
+  static constexpr size_t kInputs = SavedNorm::kInputs, kSaved = SavedNorm::kSaved;
 
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                        const OptionalTensor& residual, int64_t backend, const BatchNormCall& call,
-                        NormResults& results) {
-    const Activation& act = call.act;
-    results = run(backend, call);
-    save_norm(ctx, x, weight, bias, residual, act, results);
-    keep(ctx, {backend, residual.has_value(), call.training, call.eps, call.unbiased, call.detach_stats, act.active,
-               act.leak, act.sub, act.maxv, act.max_leak});
-    return std::get<0>(results);
+  int64_t backend;
+  bool training;
+  double eps;
+  bool unbiased, detach_stats;
+  Activation act;
+
+  std::vector<c10::IValue> packed() const {
+    return {backend, training, eps, unbiased, detach_stats, act.active, act.leak, act.sub, act.maxv, act.max_leak};
+  }
+  static BatchNormRule unpacked(Options from) {
+    return {from.integer(), from.flag(), from.number(), from.flag(), from.flag(), from.activation()};
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& dys) {
+  variable_list backward(const Tensor& dy, const std::array<Tensor, kSaved>& tensors,
+                         const std::array<bool, kInputs>& needed) const {
     static const Op<Backward> op("batch_norm_bwd");
-    static const auto differentiable =
-        c10::Dispatcher::singleton().findSchemaOrThrow("fastnorm_double::batch_norm", "").typed<Differentiable>();
-    variable_list grads(7);
-    const Tensor& dy = dys[0];
-    if (!dy.defined()) return grads;
-    Kept kept(ctx);
-    const int64_t backend = kept.integer();
-    const bool has_residual = kept.flag(), training = kept.flag();
-    const double eps = kept.number();
-    const bool unbiased = kept.flag(), detach_stats = kept.flag();
-    const Activation act = kept.activation();
-    const SavedNorm saved(ctx, has_residual, act.active);
+    static const auto differentiable = double_op<Differentiable>("batch_norm");
+    const SavedNorm saved(tensors, needed, act.active);
     if (at::GradMode::is_enabled()) {
-      saved.put(differentiable.call(saved.needed(), dy, saved.x, saved.weight, saved.bias, saved.residual, saved.mean,
-                                    saved.rstd, training, eps, unbiased, detach_stats, act.active, act.leak, act.sub,
-                                    act.maxv, act.max_leak),
-                grads);
-    } else if (saved.needs_op()) {
-      saved.put(op(backend, dy, saved.x, saved.weight, saved.bias, saved.residual, saved.mean, saved.rstd,
-                   training && !detach_stats, unbiased, saved.wants_x, act.active, act.leak, act.sub, act.maxv,
-                   act.max_leak),
-                grads);
+      return saved.spread(differentiable.call(saved.needed(), dy, saved.x, saved.weight, saved.bias, saved.residual,
+                                              saved.mean, saved.rstd, training, eps, unbiased, detach_stats, act.active,
+                                              act.leak, act.sub, act.maxv, act.max_leak),
+                          dy);
     }
-    if (saved.wants_residual && !saved.through) grads[3] = dy;
-    return grads;
+    if (!saved.needs_op()) return saved.spread(NormGradients(), dy);
+    return saved.spread(op(backend, dy, saved.x, saved.weight, saved.bias, saved.residual, saved.mean, saved.rstd,
+                           training && !detach_stats, unbiased, saved.wants_x, act.active, act.leak, act.sub, act.maxv,
+                           act.max_leak),
+                        dy);
   }
 };
+
+NormResults recorded(int64_t backend, const BatchNormCall& call) {
+  check_recordable(call.x, call.weight, call.bias, call.residual);
+  const BatchNormRule rule{backend, call.training, call.eps, call.unbiased, call.detach_stats, call.act};
+  auto node = c10::make_intrusive<RecordedNode<BatchNormRule>>(rule, call.x, call.weight, call.bias, call.residual);
+  const NormResults results = [&] {
+    const at::AutoGradMode without(false);
+    return forward(backend, call);
+  }();
+  save_norm(*node, call.x, call.weight, call.bias, call.residual, call.act.active, results);
+  torch::autograd::set_history(std::get<0>(results), node);
+  return results;
+}
 
 }  // namespace
 
 NormResults batch_norm(int64_t backend, const BatchNormCall& call) {
-  NormResults results;
-  if (wants_grad(call.x, call.weight, call.bias, call.residual)) {
-    Tensor y = BatchNormFunction::apply(call.x, call.weight, call.bias, call.residual, backend, call, results);
-    std::get<0>(results) = std::move(y);
-  } else {
-    results = run(backend, call);
-  }
+  const bool records = wants_grad(call.x, call.weight, call.bias, call.residual);
+  NormResults results = records ? recorded(backend, call) : forward(backend, call);
   if (call.training) tell_written(call.running_mean), tell_written(call.running_var);
   return results;
 }

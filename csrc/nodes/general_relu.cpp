@@ -7,44 +7,48 @@ namespace {
 using Forward = Tensor(const Tensor&, OptionalNumber, OptionalNumber, OptionalNumber, OptionalNumber);
 using Backward = Tensor(const Tensor&, const Tensor&, OptionalNumber, OptionalNumber, OptionalNumber, OptionalNumber);
 
-const Op<Forward>& forward_op() {
+Tensor forward(int64_t backend, const Tensor& x, const Activation& act) {
   static const Op<Forward> op("general_relu_fwd");
-  return op;
+  return op(backend, x, act.leak, act.sub, act.maxv, act.max_leak);
 }
 
-struct GeneralReluFunction : torch::autograd::Function<GeneralReluFunction> {
-  static constexpr bool is_traceable = true;
+struct GeneralReluRule {
+  static constexpr const char* kName = "GeneralReluFunctionBackward";
+  static constexpr size_t kInputs = 1, kSaved = 1;
 
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t backend, const Activation& act) {
-    ctx->save_for_backward({x});
-    ctx->set_materialize_grads(false);
-    keep(ctx, {backend, act.active, act.leak, act.sub, act.maxv, act.max_leak});
-    return forward_op()(backend, x, act.leak, act.sub, act.maxv, act.max_leak);
+  int64_t backend;
+  Activation act;
+
+  std::vector<c10::IValue> packed() const {
+    return {backend, act.active, act.leak, act.sub, act.maxv, act.max_leak};
   }
+  static GeneralReluRule unpacked(Options from) { return {from.integer(), from.activation()}; }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& dys) {
+  variable_list backward(const Tensor& dy, const std::array<Tensor, kSaved>& saved,
+                         const std::array<bool, kInputs>& needed) const {
     static const Op<Backward> op("general_relu_bwd");
-    static const auto differentiable =
-        c10::Dispatcher::singleton().findSchemaOrThrow("fastnorm_double::general_relu", "").typed<Backward>();
-    variable_list grads(3);
-    const Tensor& dy = dys[0];
-    if (!dy.defined()) return grads;
-    const Tensor x = ctx->get_saved_variables()[0];
-    Kept kept(ctx);
-    const int64_t backend = kept.integer();
-    const Activation act = kept.activation();
-    grads[0] = at::GradMode::is_enabled()
-                   ? differentiable.call(dy, x, act.leak, act.sub, act.maxv, act.max_leak)
-                   : op(backend, dy, x, act.leak, act.sub, act.maxv, act.max_leak);
-    return grads;
+    static const auto differentiable = double_op<Backward>("general_relu");
+    if (!needed[0]) return variable_list(kInputs);
+    if (at::GradMode::is_enabled()) {
+      return {differentiable.call(dy, saved[0], act.leak, act.sub, act.maxv, act.max_leak)};
+    }
+    return {op(backend, dy, saved[0], act.leak, act.sub, act.maxv, act.max_leak)};
   }
 };
 
 }  // namespace
 
 Tensor general_relu(int64_t backend, const Tensor& x, const Activation& act) {
-  if (!wants_grad(x)) return forward_op()(backend, x, act.leak, act.sub, act.maxv, act.max_leak);
-  return GeneralReluFunction::apply(x, backend, act);
+  if (!wants_grad(x)) return forward(backend, x, act);
+  check_recordable(x);
+  auto node = c10::make_intrusive<RecordedNode<GeneralReluRule>>(GeneralReluRule{backend, act}, x);
+  const Tensor y = [&] {
+    const at::AutoGradMode without(false);
+    return forward(backend, x, act);
+  }();
+  node->save(x);
+  torch::autograd::set_history(y, node);
+  return y;
 }
 
 }  // namespace fastnorm

@@ -16,68 +16,68 @@ using Differentiable = std::vector<Tensor>(std::array<bool, 4>, const Tensor&, c
                                            bool, bool, bool, OptionalNumber, OptionalNumber, OptionalNumber,
                                            OptionalNumber);
 
-NormResults run(int64_t backend, const RowNormCall& call) {
+NormResults forward(int64_t backend, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                    const OptionalTensor& residual, const RowNormOptions& o) {
   static const Op<Forward> op("row_norm_fwd");
-  const Activation& act = call.act;
-  return op(backend, call.x, call.weight, call.bias, call.residual, call.dims, call.groups, call.eps, call.rms,
-            call.unbiased, act.active, act.leak, act.sub, act.maxv, act.max_leak);
+  return op(backend, x, weight, bias, residual, o.dims, o.groups, o.eps, o.rms, o.unbiased, o.act.active, o.act.leak,
+            o.act.sub, o.act.maxv, o.act.max_leak);
 }
 
-struct RowNormFunction : torch::autograd::Function<RowNormFunction> {
-  static constexpr bool is_traceable = true;
+NormGradients op_backward(int64_t backend, const Tensor& dy, const SavedNorm& saved, const RowNormOptions& o) {
+  static const Op<Backward> op("row_norm_bwd");
+  // The op sums a gradient for every parameter it is given: it gets those that something depends on.
+  const OptionalTensor nothing;
+  const bool uses_weight = saved.wants_weight || saved.wants_x || o.act.active;
+  const bool uses_bias = saved.wants_bias || o.act.active;
+  return op(backend, dy, saved.x, uses_weight ? saved.weight : nothing, uses_bias ? saved.bias : nothing,
+            saved.residual, saved.mean, saved.rstd, o.dims, o.groups, o.rms, o.unbiased, saved.wants_x, o.act.active,
+            o.act.leak, o.act.sub, o.act.maxv, o.act.max_leak);
+}
 
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                        const OptionalTensor& residual, int64_t backend, const RowNormCall& call,
-                        NormResults& results) {
-    const Activation& act = call.act;
-    results = run(backend, call);
-    save_norm(ctx, x, weight, bias, residual, act, results);
-    keep(ctx, {backend, residual.has_value(), call.dims, call.groups, call.eps, call.rms, call.unbiased, act.active,
-               act.leak, act.sub, act.maxv, act.max_leak});
-    return std::get<0>(results);
+std::vector<Tensor> differentiable_backward(const Tensor& dy, const SavedNorm& saved, const RowNormOptions& o) {
+  static const auto op = double_op<Differentiable>("row_norm");
+  return op.call(saved.needed(), dy, saved.x, saved.weight, saved.bias, saved.residual, o.dims, o.groups, o.eps, o.rms,
+                 o.unbiased, o.act.active, o.act.leak, o.act.sub, o.act.maxv, o.act.max_leak);
+}
+
+struct RowNormRule {
+  static constexpr const char* kName = "RowNormFunctionBackward";
+  static constexpr size_t kInputs = SavedNorm::kInputs, kSaved = SavedNorm::kSaved;
+
+  int64_t backend;
+  RowNormOptions options;
+
+  std::vector<c10::IValue> packed() const {
+    const auto& [dims, groups, eps, rms, unbiased, act] = options;
+    return {backend, dims, groups, eps, rms, unbiased, act.active, act.leak, act.sub, act.maxv, act.max_leak};
+  }
+  static RowNormRule unpacked(Options from) {
+    RowNormRule rule{from.integer(), {from.integer(), from.integer(), from.number(), from.flag(), from.flag(), {}}};
+    rule.options.act = from.activation();
+    return rule;
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& dys) {
-    static const Op<Backward> op("row_norm_bwd");
-    static const auto differentiable =
-        c10::Dispatcher::singleton().findSchemaOrThrow("fastnorm_double::row_norm", "").typed<Differentiable>();
-    variable_list grads(7);
-    const Tensor& dy = dys[0];
-    if (!dy.defined()) return grads;
-    Kept kept(ctx);
-    const int64_t backend = kept.integer();
-    const bool has_residual = kept.flag();
-    const int64_t dims = kept.integer(), groups = kept.integer();
-    const double eps = kept.number();
-    const bool rms = kept.flag(), unbiased = kept.flag();
-    const Activation act = kept.activation();
-    const SavedNorm saved(ctx, has_residual, act.active);
-    if (at::GradMode::is_enabled()) {
-      saved.put(differentiable.call(saved.needed(), dy, saved.x, saved.weight, saved.bias, saved.residual, dims, groups,
-                                    eps, rms, unbiased, act.active, act.leak, act.sub, act.maxv, act.max_leak),
-                grads);
-    } else if (saved.needs_op()) {
-      // The op sums a gradient for every parameter it is given: it gets those that something depends on.
-      const OptionalTensor nothing;
-      const bool uses_weight = saved.wants_weight || saved.wants_x || act.active;
-      const bool uses_bias = saved.wants_bias || act.active;
-      saved.put(op(backend, dy, saved.x, uses_weight ? saved.weight : nothing, uses_bias ? saved.bias : nothing,
-                   saved.residual, saved.mean, saved.rstd, dims, groups, rms, unbiased, saved.wants_x, act.active,
-                   act.leak, act.sub, act.maxv, act.max_leak),
-                grads);
-    }
-    if (saved.wants_residual && !saved.through) grads[3] = dy;
-    return grads;
+  variable_list backward(const Tensor& dy, const std::array<Tensor, kSaved>& tensors,
+                         const std::array<bool, kInputs>& needed) const {
+    const SavedNorm saved(tensors, needed, options.act.active);
+    if (at::GradMode::is_enabled()) return saved.spread(differentiable_backward(dy, saved, options), dy);
+    return saved.spread(saved.needs_op() ? op_backward(backend, dy, saved, options) : NormGradients(), dy);
   }
 };
 
 }  // namespace
 
-NormResults row_norm(int64_t backend, const RowNormCall& call) {
-  if (!wants_grad(call.x, call.weight, call.bias, call.residual)) return run(backend, call);
-  NormResults results;
-  Tensor y = RowNormFunction::apply(call.x, call.weight, call.bias, call.residual, backend, call, results);
-  std::get<0>(results) = std::move(y);
+NormResults row_norm(int64_t backend, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                     const OptionalTensor& residual, const RowNormOptions& options) {
+  if (!wants_grad(x, weight, bias, residual)) return forward(backend, x, weight, bias, residual, options);
+  check_recordable(x, weight, bias, residual);
+  auto node = c10::make_intrusive<RecordedNode<RowNormRule>>(RowNormRule{backend, options}, x, weight, bias, residual);
+  const NormResults results = [&] {
+    const at::AutoGradMode without(false);
+    return forward(backend, x, weight, bias, residual, options);
+  }();
+  save_norm(*node, x, weight, bias, residual, options.act.active, results);
+  torch::autograd::set_history(std::get<0>(results), node);
   return results;
 }
 

@@ -4,17 +4,16 @@
 
 namespace fastnorm {
 
-// The arguments of the op row_norm_fwd.
-struct RowNormCall {
-  const Tensor& x;
-  const OptionalTensor &weight, &bias, &residual;
+// The arguments of the op row_norm_fwd that are no tensors.
+struct RowNormOptions {
   int64_t dims, groups;
   double eps;
   bool rms, unbiased;
-  const Activation& act;
+  Activation act;
 };
 
 // The op, recorded where a gradient is wanted.
-NormResults row_norm(int64_t backend, const RowNormCall& call);
+NormResults row_norm(int64_t backend, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                     const OptionalTensor& residual, const RowNormOptions& options);
 
 }  // namespace fastnorm

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from fastnorm.autograd import double, recompute
-from fastnorm.autograd.route import below_autograd, nodes_record, register_autograd, transforms_active, wants_grad
+from fastnorm.autograd.route import (
+    CALLS,
+    below_autograd,
+    nodes_record,
+    register_autograd,
+    transforms_active,
+    usual,
+    wants_grad,
+)
 from fastnorm.eager import batch_norm as eager
 from fastnorm.ops import OPS
 
@@ -75,6 +83,30 @@ class BatchNormFunction(torch.autograd.Function):
             (dresidual if through else dy) if needs_residual else None,
             *_NO_GRADS,
         )
+
+
+def usual_batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    training: bool,
+    momentum: float | Tensor,
+    eps: float,
+    unbiased: bool,
+    detach_stats: bool,
+    act: tuple[bool, float | None, float | None, float | None, float | None],
+    backend: str | None,
+) -> Tensor | None:
+    """y of unchecked arguments, if they are right and the call is a usual one; else None, and nothing was done."""
+    if not usual(backend):
+        return None
+    y: Tensor | None = CALLS.batch_norm(  # type: ignore[union-attr]
+        x, running_mean, running_var, weight, bias, residual, training, momentum, eps, unbiased, detach_stats, act
+    )
+    return y
 
 
 def batch_norm(

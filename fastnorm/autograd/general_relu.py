@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from fastnorm.autograd import double, recompute
-from fastnorm.autograd.route import below_autograd, nodes_record, register_autograd, transforms_active, wants_grad
+from fastnorm.autograd.route import (
+    CALLS,
+    below_autograd,
+    nodes_record,
+    register_autograd,
+    transforms_active,
+    usual,
+    wants_grad,
+)
 from fastnorm.eager import general_relu as eager
 from fastnorm.ops import OPS
 
@@ -37,6 +45,16 @@ class GeneralReluFunction(torch.autograd.Function):
         else:
             dx = below_autograd(OPS[ctx.backend].general_relu_bwd, dy, x, *ctx.activation)
         return dx, None, None, None, None, None
+
+
+def usual_general_relu(
+    x: Tensor, leak: float | None, sub: float | None, maxv: float | None, max_leak: float | None, backend: str | None
+) -> Tensor | None:
+    """y of unchecked arguments, if they are right and the call is a usual one; else None, and nothing was done."""
+    if not usual(backend):
+        return None
+    y: Tensor | None = CALLS.general_relu(x, leak, sub, maxv, max_leak)  # type: ignore[union-attr]
+    return y
 
 
 def general_relu(

@@ -58,9 +58,14 @@ def remember(y: Tensor, compute: Callable[[], Tensor], inputs: Sequence[Tensor |
     setattr(y, _NAME, _Recipe(y, compute, inputs))
 
 
+def is_open() -> bool:
+    """Whether a `recompute` block is open, in any thread."""
+    return _open > 0
+
+
 def wanted() -> bool:
     """Whether results are to be remembered: a block is open, and no compiler is tracing (it has its own ways)."""
-    return _open > 0 and not torch.compiler.is_compiling()
+    return is_open() and not torch.compiler.is_compiling()
 
 
 class recompute:

@@ -10,9 +10,12 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
+from fastnorm.autograd import recompute
 from fastnorm.ops import BACKENDS, OPS, native
+from fastnorm.ops.backend import chosen as chosen_for_all
 
 _NODES = native.nodes_missing() is None
+CALLS = native.nodes()  # its functions take a whole call, checks included
 _libraries: list[torch.library.Library] = []  # a Library unregisters its kernels when it is collected
 
 
@@ -42,6 +45,23 @@ def nodes_record() -> bool:
     Else the Functions of this package do. A trace takes them in any case: it can look into them.
     """
     return _NODES and not torch.compiler.is_compiling()
+
+
+def usual(chosen: str | None) -> bool:
+    """Whether `CALLS` may be asked to take a call: no compiler is tracing, and nothing of this library is to be heeded.
+
+    They take plain CPU tensors in a thread without modes, transforms and profilers, and answer None to the rest.
+
+    chosen: the call's own choice of a backend.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and CALLS is not None
+        and _NODES
+        and chosen is None
+        and chosen_for_all() is None
+        and not recompute.is_open()
+    )
 
 
 def below_autograd(op: Callable[..., Any], *args: Any) -> Any:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastnorm.autograd import double, recompute
-from fastnorm.autograd.route import below_autograd, nodes_record, register_autograd, transforms_active, wants_grad
+from fastnorm.autograd.route import (
+    CALLS,
+    below_autograd,
+    nodes_record,
+    register_autograd,
+    transforms_active,
+    usual,
+    wants_grad,
+)
 from fastnorm.eager import batch_norm as eager_batch
 from fastnorm.eager import row_norm as eager
 from fastnorm.ops import OPS
@@ -74,6 +83,32 @@ class RowNormFunction(torch.autograd.Function):
             (dresidual if through else dy) if needs_residual else None,
             None,
         )
+
+
+def usual_row_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int] | None,
+    num_groups: int | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float | None,
+    rms: bool,
+    unbiased: bool,
+    act: tuple[bool, float | None, float | None, float | None, float | None],
+    backend: str | None,
+) -> Tensor | None:
+    """y of unchecked arguments, if they are right and the call is a usual one; else None, and nothing was done.
+
+    With neither a shape nor groups each position is normalised by itself. The checks are made in C++: in Python they
+    take a tiny tensor longer than its kernel.
+    """
+    if not usual(backend):
+        return None
+    y: Tensor | None = CALLS.row_norm(  # type: ignore[union-attr]
+        x, normalized_shape, num_groups, weight, bias, residual, eps, rms, unbiased, act
+    )
+    return y
 
 
 def row_norm(

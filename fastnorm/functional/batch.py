@@ -68,6 +68,13 @@ def batch_norm(
 
     Source: Ioffe and Szegedy 2015; torch.nn.functional.batch_norm; docs/math.md, N1-N6.
     """
+    act = as_activation(act)
+    y = _batch_norm.usual_batch_norm(
+        input, running_mean, running_var, weight, bias, residual, training, momentum, eps, unbiased, detach_stats, act,
+        backend,
+    )  # fmt: skip
+    if y is not None:
+        return y
     check_floating(input, "batch_norm")
     check_batch(input, training, eps)
     check_running(running_mean, running_var, training)
@@ -86,7 +93,7 @@ def batch_norm(
         unbiased,
         detach_stats,
         resolve(input, backend, "batch_norm"),
-        as_activation(act),
+        act,
     )
 
 

@@ -44,6 +44,10 @@ def general_relu(
 
     Source: fast.ai's "GeneralRelu"; docs/math.md, G1-G4.
     """
+    if not inplace:
+        y = _general_relu.usual_general_relu(x, leak, sub, maxv, max_leak, backend)
+        if y is not None:
+            return y
     check_floating(x, "general_relu")
     numbers = checked_activation(leak, sub, maxv, max_leak)[1:]
     if inplace:

@@ -76,6 +76,10 @@ def layer_norm(
 
     Source: Ba, Kiros and Hinton 2016; torch.nn.functional.layer_norm; docs/math.md, R1-R6.
     """
+    act = as_activation(act)
+    y = _row_norm.usual_row_norm(input, normalized_shape, None, weight, bias, residual, eps, False, False, act, backend)
+    if y is not None:
+        return y
     check_floating(input, "layer_norm")
     shape = checked_shape(normalized_shape, input)
     x = _autocast(input)
@@ -90,7 +94,7 @@ def layer_norm(
         False,
         False,
         resolve(x, backend, "row_norm"),
-        as_activation(act),
+        act,
     )
 
 
@@ -114,6 +118,10 @@ def rms_norm(
 
     Source: Zhang and Sennrich 2019; torch.nn.functional.rms_norm; docs/math.md, R1-R6.
     """
+    act = as_activation(act)
+    y = _row_norm.usual_row_norm(input, normalized_shape, None, weight, None, residual, eps, True, False, act, backend)
+    if y is not None:
+        return y
     check_floating(input, "rms_norm")
     if input.dim() == 0:  # torch's type for this one
         raise ValueError("rms_norm: input must have at least 1 dim, got shape ()")
@@ -132,7 +140,7 @@ def rms_norm(
         True,
         False,
         resolve(x, backend, "row_norm"),
-        as_activation(act),
+        act,
     )
 
 
@@ -168,6 +176,10 @@ def group_norm(
 
     Source: Wu and He 2018; torch.nn.functional.group_norm; docs/math.md, R1-R6.
     """
+    act = as_activation(act)
+    y = _row_norm.usual_row_norm(input, None, num_groups, weight, bias, residual, eps, False, unbiased, act, backend)
+    if y is not None:
+        return y
     check_floating(input, "group_norm")
     check_groups(input, num_groups, unbiased)
     x = _autocast(input)
@@ -182,7 +194,7 @@ def group_norm(
         False,
         unbiased,
         resolve(x, backend, "row_norm"),
-        as_activation(act),
+        act,
     )
 
 
@@ -211,6 +223,10 @@ def layer_norm_2d(
 
     Source: Liu et al. 2022 (ConvNeXt); docs/math.md, R1-R6.
     """
+    act = as_activation(act)
+    y = _row_norm.usual_row_norm(input, None, None, weight, bias, residual, eps, False, False, act, backend)
+    if y is not None:
+        return y
     check_floating(input, "layer_norm_2d")
     if input.dim() < 2:
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {input.dim()}")
@@ -226,7 +242,7 @@ def layer_norm_2d(
         False,
         False,
         resolve(x, backend, "row_norm"),
-        as_activation(act),
+        act,
     )
 
 

@@ -11,6 +11,11 @@ from fastnorm.activation import IDENTITY, Activation, act_repr, as_activation, c
 from fastnorm.functional import batch_norm
 
 
+def share_of_one(batches: Tensor, input: Tensor) -> Tensor:
+    """1 / batches, the cumulative average's factor: on the device, in the dtype of the statistics of input."""
+    return batches.to(torch.promote_types(input.dtype, torch.float32)).reciprocal()
+
+
 def _module_batch_norm(
     input: Tensor,
     residual: Tensor | None,
@@ -40,8 +45,8 @@ def _module_batch_norm(
     factor: float | Tensor = 0.0 if momentum is None else momentum
     if training and track_running_stats and num_batches_tracked is not None:
         num_batches_tracked.add_(1)
-        if momentum is None:  # the cumulative average, its factor computed on the device
-            factor = num_batches_tracked.reciprocal()
+        if momentum is None:
+            factor = share_of_one(num_batches_tracked, input)
     return batch_norm(
         input, running_mean, running_var, weight, bias, use_batch, factor, eps,
         act=activation, residual=residual, unbiased=unbiased,

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fastnorm.activation import IDENTITY, Activation, act_repr, as_activation, chosen
 from fastnorm.functional import synchronized_batch_norm
-from fastnorm.nn.batch_norm import _module_batch_norm
+from fastnorm.nn.batch_norm import _module_batch_norm, share_of_one
 
 fx.wrap("chosen")
 
@@ -76,7 +76,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         if tracked and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
-                factor = self.num_batches_tracked.reciprocal()
+                factor = share_of_one(self.num_batches_tracked, input)
         return synchronized_batch_norm(
             input,
             self.running_mean if tracked else None,

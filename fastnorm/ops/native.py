@@ -18,9 +18,9 @@ _BUILD_CUDA = "build it with `FASTNORM_BUILD=cuda pip install --no-build-isolati
 
 class _State:
     module: ModuleType | None = None
-    nodes: ModuleType | None = None
     missing: str = "the compiled extension has not been looked for yet"
     cuda_missing: str | None = "the CUDA kernels have not been looked for yet"
+    nodes: ModuleType | None = None
     nodes_missing: str | None = "the compiled autograd nodes have not been looked for yet"
 
 
@@ -81,14 +81,23 @@ def _load_nodes() -> str | None:
         return "the compiled autograd nodes are switched off by FASTNORM_DISABLE_NODES=1; unset it"
     name = f"fastnorm.{nodes_module(torch.__version__)}"
     try:
-        _State.nodes = importlib.import_module(name)
+        nodes = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
         return f"the autograd nodes are not built for torch {torch.__version__}; {_BUILD}"
     except (ImportError, OSError) as error:
         return f"the autograd nodes do not load here ({str(error).splitlines()[0]}); {_BUILD}"
+    _connect(nodes)
     return None
+
+
+def _connect(nodes: ModuleType) -> None:
+    """Let the nodes call the CPU ops directly; modules of another day, which cannot, go through the dispatcher."""
+    module = _State.module
+    if module is not None and hasattr(module, "direct_ops") and hasattr(nodes, "connect"):
+        nodes.connect(module.direct_ops())
+        _State.nodes = nodes
 
 
 def _check_isa(module: ModuleType) -> None:
@@ -127,14 +136,14 @@ def nodes_missing() -> str | None:
     return _State.nodes_missing
 
 
+def nodes() -> ModuleType | None:
+    """The compiled nodes' module where it can call the CPU ops of fastnorm._C directly, else None."""
+    return _State.nodes
+
+
 def available() -> ModuleType | None:
     """The extension's module, or None without it."""
     return _State.module
-
-
-def nodes() -> ModuleType | None:
-    """The module of the compiled nodes, or None without them."""
-    return _State.nodes
 
 
 def isa() -> str | None:

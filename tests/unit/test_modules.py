@@ -99,6 +99,25 @@ def test_cumulative_average_by_hand(cpu_backend: str) -> None:
     assert_close(ours.running_var, torch.tensor([2.0]))
 
 
+@pytest.mark.parametrize("default", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=str)
+def test_cumulative_average_is_as_exact_as_the_statistics(
+    cpu_backend: str, dtype: torch.dtype, default: torch.dtype
+) -> None:
+    """A third is no number of any dtype: it must not have fewer digits than x, whatever dtype is the default."""
+    ours, exact = (kind(4, momentum=None, dtype=dtype) for kind in (fastnorm.BatchNorm1d, nn.BatchNorm1d))
+    batches = [torch.randn(9, 4, dtype=dtype) * 100 for _ in range(7)]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        for x in batches:
+            ours(x)
+            exact(x)
+    finally:
+        torch.set_default_dtype(before)
+    assert_close(buffers_of(ours), buffers_of(exact), rtol=8 * torch.finfo(dtype).eps, atol=0.0)
+
+
 def test_momentum_none_does_not_synchronise() -> None:
     """The factor stays a tensor: on the meta device reading its value would raise."""
     ours = fastnorm.BatchNorm2d(3, momentum=None, device="meta")

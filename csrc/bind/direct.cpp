@@ -1,0 +1,10 @@
+#include "bind/direct.h"
+
+namespace fastnorm {
+
+DirectOps& direct_ops() {
+  static DirectOps ops;
+  return ops;
+}
+
+}  // namespace fastnorm
