@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnorm.activation import Activation, as_activation
+from fastnorm.autograd import nested
 from fastnorm.autograd import row_norm as _row_norm
 from fastnorm.checks import (
     channel_vector,
@@ -80,6 +81,8 @@ def layer_norm(
     y = _row_norm.usual_row_norm(input, normalized_shape, None, weight, bias, residual, eps, False, False, act, backend)
     if y is not None:
         return y
+    if input.is_nested:
+        return nested.layer_norm(input, normalized_shape, weight, bias, eps, act, residual)
     check_floating(input, "layer_norm")
     shape = checked_shape(normalized_shape, input)
     x = _autocast(input)
@@ -122,6 +125,8 @@ def rms_norm(
     y = _row_norm.usual_row_norm(input, normalized_shape, None, weight, None, residual, eps, True, False, act, backend)
     if y is not None:
         return y
+    if input.is_nested:
+        return nested.rms_norm(input, normalized_shape, weight, eps, act, residual)
     check_floating(input, "rms_norm")
     if input.dim() == 0:  # torch's type for this one
         raise ValueError("rms_norm: input must have at least 1 dim, got shape ()")

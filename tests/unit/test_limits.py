@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,19 +12,6 @@ from torch.ao.quantization import fuse_modules
 
 import fastnorm
 from fastnorm import optim
-
-NESTED: dict[str, Callable[[Any], nn.Module]] = {
-    "layer": lambda module: module.LayerNorm(8),
-    "rms": lambda module: module.RMSNorm(8),
-}
-
-
-@pytest.mark.parametrize("name", NESTED)
-def test_nested_tensors(name: str, cpu_backend: str) -> None:
-    nested = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)], layout=torch.jagged)
-    assert NESTED[name](nn)(nested).is_nested
-    with pytest.raises(NotImplementedError, match=r"dense strided tensors; input has layout torch\.jagged"):
-        NESTED[name](fastnorm)(nested)
 
 
 def test_torchscript() -> None:
