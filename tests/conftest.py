@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import fastnorm
+from fastnorm.ops import native
 
 try:
     from hypothesis import HealthCheck, settings
@@ -37,3 +38,12 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["nodes", "python"])
+def optim_route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who looks whether an optimizer's plan still holds: the compiled nodes, or what serves without them."""
+    assert native.nodes_missing() is None, native.nodes_missing()
+    if request.param == "python":
+        monkeypatch.setattr(native._State, "nodes", None)
+    return str(request.param)

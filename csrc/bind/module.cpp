@@ -106,6 +106,7 @@ PyMethodDef methods[] = {
     {"same_items", same_items, METH_VARARGS, "Whether these keys of all dicts have the very objects of a list."},
     {"take_grads", fastnorm::take_grads, METH_VARARGS, "Gives an optimizer's plan its gradients; False if it cannot."},
     {"take_hyper", fastnorm::take_hyper, METH_VARARGS, "Gives it its groups' numbers; False if it cannot."},
+    {"optim_steps", fastnorm::optim_steps, METH_O, "A capsule of an optimizer's plan, for the compiled nodes."},
     {nullptr, nullptr, 0, nullptr},
 };
 

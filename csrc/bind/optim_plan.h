@@ -6,7 +6,7 @@
 
 #include "bind/optim_form.h"
 #include "bind/tensor.h"
-#include "op/optim.h"
+#include "op/optim_steps.h"
 
 namespace fastnorm {
 
@@ -44,7 +44,7 @@ struct OptimEntry {
   explicit OptimEntry(const Tensor& param) : form(param) {}
 };
 
-class OptimPlan {
+class OptimPlan final : public OptimSteps {
  public:
   // tensors: of each row its parameter, master, states and step, those that it has. rows: group, parts, parameter.
   OptimPlan(OptimKind kind, const std::vector<Tensor>& tensors, const std::vector<int64_t>& rows);
@@ -53,7 +53,7 @@ class OptimPlan {
   bool take(const std::vector<Tensor>& grads);
   // The same, one gradient at a time: first unmoved(), then each row with a dense gradient of the parameter's strides
   // (any other is refused), then grads_taken().
-  bool unmoved() const;
+  bool unmoved() const override;
   size_t rows() const { return rows_.size(); }
   bool take_dense(size_t row, void* data, Dtype dtype, int64_t dims, const int64_t* sizes, const int64_t* strides);
   void grads_taken() { taken_ = true; }
@@ -62,8 +62,9 @@ class OptimPlan {
   // Emptied: the next step's hyper-parameters, where the step is given none.
   std::vector<double>& room_for_hyper() { return hyper_.clear(), hyper_; }
   const std::vector<double>& hyper() const { return hyper_; }
-  void step(const std::vector<double>& hyper, double multiplier, int64_t seed);
-  double grad_norm();
+  std::vector<OptimRow>& table() override { return rows_; }
+  void step(const std::vector<double>& hyper, double multiplier, int64_t seed) override;
+  double grad_norm() override;
 
  private:
   void add_row(const std::vector<Tensor>& tensors, size_t& at, int64_t group, int64_t parts, int64_t parameter);

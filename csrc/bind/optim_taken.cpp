@@ -37,6 +37,7 @@ bool take_all(OptimPlan& plan, PyObject* grads) {
   for (Py_ssize_t r = 0; r < rows; ++r) {
     PyObject* grad = PyList_GetItem(grads, r);
     if (!exchange(grad, t) || !known(t, dtype) || may_be_negated(grad, t)) return false;
+    if (t.data == nullptr && plan.table()[static_cast<size_t>(r)].numel != 0) return false;
     char* data = static_cast<char*>(t.data) + t.byte_offset;
     if (!plan.take_dense(static_cast<size_t>(r), data, dtype, t.dims, t.sizes, t.strides)) return false;
   }
@@ -69,7 +70,20 @@ bool take_numbers(OptimPlan& plan, PyObject* groups, PyObject* keys, PyObject* w
   return !PyErr_Occurred();
 }
 
+void let_go(PyObject* capsule) { delete static_cast<std::shared_ptr<OptimPlan>*>(PyCapsule_GetContext(capsule)); }
+
 }  // namespace
+
+PyObject* optim_steps(PyObject*, PyObject* handle) {
+  const long long number = PyLong_AsLongLong(handle);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  auto plan = find_plan(number);
+  if (plan == nullptr) return PyErr_Format(PyExc_ValueError, "there is no plan %lld", number);
+  PyObject* capsule = PyCapsule_New(static_cast<OptimSteps*>(plan.get()), kOptimStepsCapsule, let_go);
+  if (capsule == nullptr) return nullptr;
+  PyCapsule_SetContext(capsule, new std::shared_ptr<OptimPlan>(std::move(plan)));
+  return capsule;
+}
 
 PyObject* take_grads(PyObject*, PyObject* args) {
   long long handle = 0;

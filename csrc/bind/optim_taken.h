@@ -13,4 +13,7 @@ _object* take_grads(_object*, _object* args);
 // tuple is all of its members, a word the number that `words` has for it.
 _object* take_hyper(_object*, _object* args);
 
+// Python's optim_steps(plan): a capsule of the plan as OptimSteps (op/optim_steps.h), which keeps it alive.
+_object* optim_steps(_object*, _object* handle);
+
 }  // namespace fastnorm

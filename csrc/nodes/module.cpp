@@ -6,6 +6,7 @@
 #include "nodes/batch_norm.h"
 #include "nodes/calls.h"
 #include "nodes/general_relu.h"
+#include "nodes/optim_watch.h"
 #include "nodes/row_norm.h"
 
 namespace fastnorm {
@@ -65,6 +66,12 @@ PyMethodDef methods[] = {
     {"row_norm", method(row_norm_call), METH_FASTCALL, "A usual call of layer, group, instance or RMS norm, or None."},
     {"batch_norm", method(batch_norm_call), METH_FASTCALL, "A usual call of batch norm, or None."},
     {"general_relu", method(general_relu_call), METH_FASTCALL, "A usual call of GeneralRelu, or None."},
+    {"watch_optim", watch_optim, METH_VARARGS, "Watches the tensors, groups and states of an optimizer's plan."},
+    {"take_optim", take_optim, METH_VARARGS, "Whether they are what they were; takes the gradients."},
+    {"reads_optim", reads_optim, METH_O, "Whether all hyper-parameters have been read."},
+    {"step_optim", step_optim, METH_VARARGS, "The step with what was taken."},
+    {"norm_optim", norm_optim, METH_O, "The norm of the gradients that were taken."},
+    {"profiled", profiled, METH_NOARGS, "Whether a profiler wants to see what is called."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -75,6 +75,11 @@ class Plan:
             raise TensorMoved
         return norm
 
+    def shared(self) -> object | None:
+        """The plan as the compiled nodes see it; None where the extension is too old to share it."""
+        share = getattr(native.available(), "optim_steps", None)
+        return None if share is None else share(self.handle)
+
     def _left(self, grads: list[Tensor]) -> list[Tensor]:
         """The gradients that have to be passed to the op: none where the plan can take them on the short way."""
         return [] if self._take_grads is not None and self._take_grads(self.handle, grads) else grads

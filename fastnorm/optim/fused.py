@@ -12,9 +12,11 @@ from torch import Tensor
 
 from fastnorm.eager.optim import random_key, rounded_at_random
 from fastnorm.ops.backend import chosen
-from fastnorm.ops.optim import TensorMoved, grads_of
+from fastnorm.ops.optim import Plan, TensorMoved, grads_of
+from fastnorm.ops.optim_watch import Watch
 from fastnorm.optim.device import DeviceStep
 from fastnorm.optim.entry import Entry
+from fastnorm.optim.hooks import P, R, hooked
 from fastnorm.optim.plan import StepPlan, read_real, real
 from fastnorm.optim.rule import HALF, Rule, number
 
@@ -45,6 +47,10 @@ class FusedOptimizer(torch.optim.Optimizer):
     _plan: StepPlan | None = None
     _loading: dict[str, Any] | None = None
     _step_supports_amp_scaling = True
+
+    @staticmethod
+    def profile_hook_step(func: Callable[P, R]) -> Callable[P, R]:
+        return hooked(func)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.defaults.update(self.extra_defaults)
@@ -98,29 +104,37 @@ class FusedOptimizer(torch.optim.Optimizer):
     @torch._disable_dynamo
     def _update(self) -> None:
         found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        groups = self.param_groups
+        groups, plan, choice = self.param_groups, self._plan, chosen()
+        if plan is not None and plan.takes_all(groups, self.state, choice):
+            self._apply(plan, plan.watch, [], grad_scale, found_inf)
+            return
         lists = [group["params"] for group in groups]
         params = lists[0] if len(lists) == 1 else list(chain.from_iterable(lists))
         grads = grads_of(params)
         if not grads:
             return
         active = params if len(grads) == len(params) else [p for p in params if p.grad is not None]
-        plan = self._plan
-        if plan is None or not plan.fits(groups, lists, self.state, active, chosen()):
+        if plan is None or not plan.fits(groups, lists, self.state, active, choice):
             if found_inf is not None and number(found_inf) != 0:  # before a state is made
                 return
             plan = self._new_plan()
         try:
-            self._apply(plan, grads, grad_scale, found_inf)
+            watched = plan.watch_over(groups, params) and plan.takes_all(groups, self.state, choice)
+            self._apply(plan, plan.watch if watched else plan.native, grads, grad_scale, found_inf)
         except TensorMoved:
-            self._apply(self._new_plan(), grads, grad_scale, found_inf)
+            plan = self._new_plan()
+            self._apply(plan, plan.native, grads, grad_scale, found_inf)
 
     def _new_plan(self) -> StepPlan:
         plan = StepPlan(self.rule, self.param_groups, self.state, chosen(), self.defaults["differentiable"])
         self._plan = plan if plan.lasting else None
         return plan
 
-    def _apply(self, plan: StepPlan, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def _apply(
+        self, plan: StepPlan, native: Plan | Watch | None, grads: list[Tensor], grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:  # fmt: skip
+        """native: what calls the compiled step; a watch has taken the gradients already."""
         if plan.devices and "capturable" in self.defaults:
             self._accelerator_graph_capture_health_check()
         scaled = found_inf is not None or grad_scale is not None
@@ -134,21 +148,21 @@ class FusedOptimizer(torch.optim.Optimizer):
         check = found_inf is None and grad_scale is not None
         try:
             own, on_devices = plan.divided(grads)  # before anything is written: it may find that a tensor has moved
-            multiplier = self._multiplier(plan, own, on_devices, unscale, check)
+            multiplier = self._multiplier(plan, native, own, on_devices, unscale, check)
             if multiplier is None:
                 self._undo(plan)
                 return
-            if plan.native is not None:
+            if native is not None:
                 hyper: list[float] = []
-                if not plan.native.take_hyper(self.param_groups, self.rule.hyper_keys, self.rule.words):
+                if not native.take_hyper(self.param_groups, self.rule.hyper_keys, self.rule.words):
                     hyper = [number(value) for group in self.param_groups for value in self.rule.hyper(group)]
-                plan.native.step(own, hyper, multiplier, self.param_groups[0]["seed"])
+                native.step(own, hyper, multiplier, self.param_groups[0]["seed"])
             for device, found in zip(plan.devices, on_devices, strict=True):
                 factor = None
                 if multiplier != 1:
                     factor = torch.full((), multiplier, dtype=torch.float64, device=device.device)
                 device.step(found, factor, None)
-            if plan.written:
+            if plan.written and not isinstance(native, Watch):  # which has done so itself
                 torch.autograd.graph.increment_version(plan.written)
             for entry in plan.others:
                 self._reference_step(entry, multiplier)
@@ -197,13 +211,14 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._plan = None
 
     def _multiplier(
-        self, plan: StepPlan, own: list[Tensor], on_devices: list[list[Tensor]], unscale: float, check: bool
-    ) -> float | None:
+        self, plan: StepPlan, native: Plan | Watch | None, own: list[Tensor], on_devices: list[list[Tensor]],
+        unscale: float, check: bool,
+    ) -> float | None:  # fmt: skip
         """What gradients are multiplied with: unscaled, and clipped to max_norm. None: not finite, skip the step."""
         max_norm = self.param_groups[0]["max_norm"]
         if max_norm is None and not check:
             return unscale
-        squares = plan.native.grad_norm(own) ** 2 if plan.native is not None else 0.0
+        squares = native.grad_norm(own) ** 2 if native is not None else 0.0
         for device, found in zip(plan.devices, on_devices, strict=True):
             squares += device.squares(found).item()
         for entry in plan.others:

@@ -12,6 +12,7 @@ from fastnorm.ops import optim as ops
 from fastnorm.ops import triton
 from fastnorm.ops.backend import resolve
 from fastnorm.ops.optim_table import NativeLauncher, OptimLauncher, TritonLauncher
+from fastnorm.ops.optim_watch import MOVED, OTHER, REFORMED, TAKEN, Watch, can_watch
 from fastnorm.optim.device import DeviceStep, fits_kernel
 from fastnorm.optim.entry import Entry, make_entries
 from fastnorm.optim.rule import Group, Rule
@@ -124,6 +125,7 @@ class StepPlan:
             for backend, device in places
         ]
         self.native = native_plan(rule, mine) if mine else None
+        self.watch: Watch | None = None
         self.lasting = not graph
         # All on one device: the step need not wait for it.
         self.sole = self.devices[0] if len(places) == 1 and not mine and not self.others else None
@@ -154,6 +156,31 @@ class StepPlan:
             and self.form.is_of(groups, lists)
             and all(where(t) == place for t, place in self.viewed)
         )
+
+    def watch_over(self, groups: list[Group], params: list[Tensor]) -> bool:
+        """Lets the compiled nodes look after everything, where they can and do not yet. params: of all groups.
+
+        Raises TensorMoved.
+        """
+        if self.watch is not None or not (self.lasting and self.all_plain and can_watch(self.native)):
+            return False
+        assert self.native is not None
+        rule, keys = self.form.rule, self.form.keys
+        self.watch = Watch(
+            self.native, params, groups, self.snapshot, self.dicts, rule.hyper_keys, keys, rule.words
+        )  # fmt: skip
+        return True
+
+    def takes_all(self, groups: list[Group], states: Any, choice: str | None) -> bool:
+        """Whether the watch has found all as it was and has this step's gradients: nothing else need be asked."""
+        if self.watch is None or self.choice != choice:
+            return False
+        answer = self.watch.take(groups, states)
+        if answer == MOVED:
+            self.lasting = False
+        elif answer == OTHER:
+            self.watch = None
+        return answer == TAKEN or (answer == REFORMED and self.form.is_of(groups, [g["params"] for g in groups]))
 
     def divided(self, grads: list[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
         """All gradients as the native step takes its own, and as each device does. Raises TensorMoved."""

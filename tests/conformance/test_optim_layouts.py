@@ -14,6 +14,8 @@ from torch import Tensor
 from fastnorm import optim
 from fastnorm.testing.optim import check_step, make_params, set_grads
 
+pytestmark = pytest.mark.usefixtures("optim_route")
+
 SHAPE = (6, 10, 5, 4)
 OPTIONS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1},

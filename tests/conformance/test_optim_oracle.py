@@ -11,7 +11,10 @@ import torch
 import fastnorm
 from fastnorm import optim
 from fastnorm.ops.optim import Plan
+from fastnorm.ops.optim_watch import Watch
 from fastnorm.testing.optim import SIZES, check_step, make_params, set_grads
+
+pytestmark = pytest.mark.usefixtures("optim_route")
 
 NAMES = ("SGD", "RMSprop", "Adam", "AdamW")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
@@ -121,7 +124,8 @@ def test_a_wrong_number_is_seen(name: str, place: int, monkeypatch: pytest.Monke
         return numbers
 
     monkeypatch.setattr(rule, "hyper", wrong)
-    monkeypatch.setattr(Plan, "take_hyper", lambda *_: False)  # it does not ask the rule
+    for native_step in (Plan, Watch):
+        monkeypatch.setattr(native_step, "take_hyper", lambda *_: False)  # it does not ask the rule
     kwargs = {**options(name)[-1], "maximize": False}
     if name == "SGD":
         kwargs["nesterov"] = place != 2  # dampening only counts without it

@@ -9,6 +9,8 @@ from torch.testing._internal.common_optimizers import optim_db
 from fastnorm import optim
 from fastnorm.testing.optim import check_step, make_params, set_grads
 
+pytestmark = pytest.mark.usefixtures("optim_route")
+
 NAMES = ("SGD", "RMSprop", "Adam", "AdamW")
 
 

@@ -12,6 +12,8 @@ import fastnorm
 from fastnorm import optim
 from fastnorm.eager.optim import random_bits, random_key, rounded_at_random
 
+pytestmark = pytest.mark.usefixtures("optim_route")
+
 HALF = (torch.bfloat16, torch.float16)
 CLASSES = (optim.SGD, optim.RMSprop, optim.Adam, optim.AdamW)
 

@@ -15,6 +15,8 @@ from fastnorm.optim.device import fits_kernel
 from fastnorm.optim.entry import Entry
 from tests.conformance.backends import DEVICE
 
+pytestmark = pytest.mark.usefixtures("optim_route")
+
 CASES: tuple[tuple[Any, dict[str, Any]], ...] = (
     (optim.SGD, {"lr": 0.1, "momentum": 0.9}),
     (optim.RMSprop, {"lr": 0.1, "init": "first_grad"}),

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fastnorm import optim
 
+pytestmark = pytest.mark.usefixtures("optim_route")
+
 GRADS = [torch.linspace(-1, 2, 40, dtype=torch.float64).roll(3 * i) * (i + 1) for i in range(5)]
 START = torch.linspace(-2, 2, 40, dtype=torch.float64)
 

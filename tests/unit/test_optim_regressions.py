@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fastnorm import optim
 
+pytestmark = pytest.mark.usefixtures("optim_route")
+
 CLASSES = (optim.SGD, optim.RMSprop, optim.Adam, optim.AdamW)
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 

@@ -16,6 +16,8 @@ from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_
 from fastnorm import optim
 from fastnorm.testing.optim import make_params, set_grads
 
+pytestmark = pytest.mark.usefixtures("optim_route")
+
 KWARGS: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.1, "momentum": 0.9},
     "RMSprop": {"lr": 0.1, "momentum": 0.9, "centered": True},
