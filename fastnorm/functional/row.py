@@ -81,7 +81,7 @@ def layer_norm(
     y = _row_norm.usual_row_norm(input, normalized_shape, None, weight, bias, residual, eps, False, False, act, backend)
     if y is not None:
         return y
-    if input.is_nested:
+    if isinstance(input, Tensor) and input.is_nested:
         return nested.layer_norm(input, normalized_shape, weight, bias, eps, act, residual)
     check_floating(input, "layer_norm")
     shape = checked_shape(normalized_shape, input)
@@ -125,7 +125,7 @@ def rms_norm(
     y = _row_norm.usual_row_norm(input, normalized_shape, None, weight, None, residual, eps, True, False, act, backend)
     if y is not None:
         return y
-    if input.is_nested:
+    if isinstance(input, Tensor) and input.is_nested:
         return nested.rms_norm(input, normalized_shape, weight, eps, act, residual)
     check_floating(input, "rms_norm")
     if input.dim() == 0:  # torch's type for this one

@@ -23,6 +23,7 @@ from benchmarks.ratios import all_ratios
 from benchmarks.targets import CUDA_TARGETS, OPTIM_TARGETS, judge
 from fastnorm import optim, timing
 from fastnorm.ops.optim import Plan
+from fastnorm.ops.optim_watch import Watch
 
 PLAN = timing.Plan(rounds=2, least_rounds=1, batch_seconds=1e-4, budget_seconds=0.1, warm_calls=1)
 
@@ -44,13 +45,19 @@ def test_every_case_is_checked_and_timed(op: str, dtype: str) -> None:
         assert any(name.startswith("floor:") for name in mine)
 
 
+def ask_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the groups' numbers, which plans read without it."""
+    for plan in (Plan, Watch):
+        monkeypatch.setattr(plan, "take_hyper", lambda *_: False)
+
+
 @pytest.mark.parametrize("op", OPTIM_OPS)
 def test_a_wrong_step_fails_the_check(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = OptimCase(op, "1000x64", "fp32")
     rule = getattr(optim, case.spec.torch_class).rule
     right = rule.hyper
     monkeypatch.setattr(rule, "hyper", lambda group: [1.001 * right(group)[0], *right(group)[1:]])
-    monkeypatch.setattr(Plan, "take_hyper", lambda *_: False)  # it does not ask the rule
+    ask_the_rule(monkeypatch)
     problem = Problem(case)
     assert "elements are wrong" in problem.complaint("fastnorm", candidates(problem)["fastnorm"]())
 
@@ -142,5 +149,5 @@ def test_the_cuda_kernels_are_measured_beside_the_default_and_checked_like_it(mo
     assert problem.complaint(NATIVE, run) == ""
     right = optim.Adam.rule.hyper
     monkeypatch.setattr(optim.Adam.rule, "hyper", lambda group: [1.001 * right(group)[0], *right(group)[1:]])
-    monkeypatch.setattr(Plan, "take_hyper", lambda *_: False)
+    ask_the_rule(monkeypatch)
     assert "elements are wrong" in problem.complaint(NATIVE, run)
