@@ -18,7 +18,7 @@ BOUND = 3e-7
 COUNT = 2_000_000
 EPS = 1e-5
 LINEAR = (False, None, None, None, None)
-BATCH = {"rows": (COUNT, 3), "one column": (COUNT, 1), "images": (2, 3, 1000, 1000)}
+BATCH = {"rows": (COUNT, 3), "one column": (COUNT, 1), "images": (2, 3, 1000, 1000), "small images": (8000, 3, 14, 18)}
 ROWS = {  # the shape; dims and groups of the op
     "layer": ((2, COUNT), 1, 0),
     "layer over images": ((2, 5, 500, 800), 3, 0),
