@@ -82,6 +82,7 @@ def process(rank: int, port: int, folder: str) -> None:
         for ours in (False, True)
     }
     torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()  # a process that leaves while the other still talks to it may be aborted
     dist.destroy_process_group()
 
 

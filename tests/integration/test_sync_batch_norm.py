@@ -29,6 +29,7 @@ def _process(rank: int, port: int, sizes: list[int], folder: str) -> None:
     y.backward(dy)
     found = [y, x.grad, residual.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var]
     torch.save([t.detach() for t in found], f"{folder}/{rank}.pt")
+    dist.barrier()  # a process that leaves while the other still talks to it may be aborted
     dist.destroy_process_group()
 
 
