@@ -22,7 +22,7 @@ struct BatchNormFwd {
   void *mean, *rstd;  // [C], out: fp32, or fp64 for fp64 x
   ChannelVector weight, bias, running_mean, running_var;
   BatchNormShape shape;
-  int64_t together;  // channels that planes_fwd takes at once, so that they stay in the cache between its sweeps
+  int64_t together;  // channels that planes_fwd takes at once: see channels_together in csrc/bind
   Dtype dtype;
   ActivationSpec act;
   double momentum, eps;
@@ -43,7 +43,7 @@ struct BatchNormBwd {
 };
 
 // A chunk of a channel in plane order: elements [s0, s1) of planes [n0, n1), the unit of work where threads share a
-// channel. Its sums are doubles (cpu/vec.h, PairSums); chunks are added in their order, whoever took them.
+// channel. Its sums are doubles (cpu/sums.h, PairSums); chunks are added in their order, whoever took them.
 struct PlaneChunk {
   int64_t n0, n1, s0, s1;
 };
