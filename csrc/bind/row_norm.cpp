@@ -262,12 +262,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> row_norm_bwd(
   args.stream = streams(g.shape.elements() * size_of(dtype) * (through ? 5 : 3));
   const int64_t width = g.shape.width(), units = parameter_units(g.shape, dtype);
   const int64_t number = dtype == Dtype::f64 ? 8 : 4;
-  const auto partial = array<double>(parameters ? (units * 2 * width * number + 7) / 8 : 0);
+  const auto partial = scratch<char>(parameters ? units * 2 * width * number : 0);
   args.parameters = parameters ? partial.get() : nullptr;
   backward(args);
   if (weight.has_value()) store_gradient(dweight, g, dtype, partial.get(), units, 2 * width);
   if (bias.has_value()) {
-    store_gradient(dbias, g, dtype, reinterpret_cast<const char*>(partial.get()) + width * number, units, 2 * width);
+    store_gradient(dbias, g, dtype, partial.get() + width * number, units, 2 * width);
   }
   return result();
 }

@@ -1,10 +1,9 @@
 // How row_norm sees its tensors: their order in memory, and where each weight lies in it.
 #pragma once
 
-#include <memory>
-
 #include "bind/tensor.h"
 #include "op/row_norm.h"
+#include "op/scratch.h"
 
 namespace fastnorm {
 
@@ -31,7 +30,7 @@ class ParameterNumbers {
 
  private:
   const void* data_ = nullptr;
-  std::unique_ptr<double[]> own_;
+  Scratch<double> own_;
 };
 
 // A view of a new gradient, for store_parameter.

@@ -105,7 +105,7 @@ ParameterNumbers::ParameterNumbers(const OptionalTensor& v, const char* name, co
   const int64_t count = g.parameter.numbers();
   if (!v.has_value()) {
     if (!filled.has_value()) return;
-    own_.reset(new double[static_cast<size_t>(count)]);
+    own_ = scratch<double>(count);
     data_ = own_.get();
     if (arithmetic == Dtype::f64) std::fill_n(own_.get(), count, *filled);
     else std::fill_n(reinterpret_cast<float*>(own_.get()), count, static_cast<float>(*filled));
@@ -122,7 +122,7 @@ ParameterNumbers::ParameterNumbers(const OptionalTensor& v, const char* name, co
     data_ = p.data;
     if (v->is_contiguous()) return;
   }
-  own_.reset(new double[static_cast<size_t>(count)]);
+  own_ = scratch<double>(count);
   data_ = own_.get();
   cpu_kernels().row_norm.load_parameter(p, arithmetic, own_.get());
 }

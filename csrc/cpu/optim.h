@@ -6,6 +6,7 @@
 
 #include "cpu/vec.h"
 #include "op/optim.h"
+#include "op/scratch.h"
 
 namespace fastnorm {
 namespace FASTNORM_ISA {
@@ -72,7 +73,7 @@ void update_run(const Rule& given, const Elements<T> param, const T* grad, const
 
 template <class Rule, class T>
 void update_staged(const Rule& rule, const OptimRow& row, int64_t begin, int64_t n) {
-  alignas(64) T buffer[kMostStates + 2][kStage];
+  alignas(kCacheLine) T buffer[kMostStates + 2][kStage];
   const auto staged = [&](const OptimStream& s, T* room, bool reads) {
     if (in_place<T>(s)) {
       return Elements<T>{static_cast<const T*>(s.in) + begin, s.out ? static_cast<T*>(s.out) + begin : nullptr};

@@ -73,7 +73,7 @@ void any_in(const OptimStream& s, int64_t begin, int64_t n, T* out) {
     using S = std::remove_pointer_t<decltype(type)>;
     const S* from = static_cast<const S*>(s.in);
     if (s.layout == nullptr) return widen(from + begin, n, out);
-    S gathered[kStage];
+    alignas(kCacheLine) S gathered[kStage];
     walk(*s.layout, begin, n, [&](int64_t place, int64_t i) { gathered[i] = from[place]; });
     widen(gathered, n, out);
   });
@@ -90,7 +90,7 @@ void any_out(const OptimStream& s, int64_t begin, int64_t n, const T* from) {
   with_type(s.dtype, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     if (s.layout == nullptr) return narrow_to(from, n, static_cast<S*>(s.out) + begin);
-    S narrowed[kStage];
+    alignas(kCacheLine) S narrowed[kStage];
     narrow_to(from, n, narrowed);
     scatter(s, begin, n, narrowed);
   });
@@ -122,7 +122,7 @@ FASTNORM_INLINE float16 rounded_at_random(float f, uint32_t random, float16) {
 
 template <class S>
 void out_at_random(const OptimStream& s, int64_t begin, int64_t n, const float* from, uint64_t key) {
-  S rounded[kStage];
+  alignas(kCacheLine) S rounded[kStage];
   S* to = s.layout == nullptr ? static_cast<S*>(s.out) + begin : rounded;
   for (int64_t i = 0; i < n; ++i) {
     to[i] = rounded_at_random(from[i], random_bits(static_cast<uint64_t>(begin + i), key), S{});
@@ -156,7 +156,7 @@ template <class T>
 double row_squares(const OptimStream& grad, int64_t begin, int64_t end) {
   if (in_place<T>(grad)) return sum_squares(static_cast<const T*>(grad.in) + begin, end - begin);
   double sum = 0;
-  alignas(64) T buffer[kStage];
+  alignas(kCacheLine) T buffer[kStage];
   for (; begin < end; begin += kStage) {
     const int64_t n = end - begin < kStage ? end - begin : kStage;
     any_in(grad, begin, n, buffer);

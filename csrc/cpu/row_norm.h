@@ -1,29 +1,15 @@
-// What the kernels of row_norm share: statistics of a run, numbers of a set, and the activation of a tile.
+// What the kernels of row_norm share: statistics of a run, numbers of a set, and what follows or precedes the norm: the
+// residual and the activation, whose loops are the norm's own.
 #pragma once
 
 #include <cmath>
 
 #include "cpu/loops.h"
 #include "op/row_norm.h"
+#include "op/scratch.h"
 
 namespace fastnorm {
 namespace FASTNORM_ISA {
-
-// Activations are applied tile by tile, so that nothing else need be compiled for each of them. Forward: z lies ready
-// in L1, in the arithmetic's type. Backward: dz is computed from x into such a tile.
-constexpr int64_t kTile = kLongTile;  // elements of a tile, unless a single row is wider
-
-// y = act(z + residual); residual may be null.
-template <class T>
-void activate_tile(const ActivationSpec& act, const acc_t<T>* z, const T* residual, T* y, int64_t n, bool stream_out);
-
-// dz = act'(z + residual) * dy of rows of n elements, [rows, n]. Rows knows where row j lies (at(j)) and what its z is
-// (row(j)(i, count)): ElementRows, PlaneRows, ColumnRows, PositionRows. The first sweep writes dresidual, which is dz.
-template <class T, class Rows>
-void dz_of_rows(const RowNormBwd& args, const Rows& rows, int64_t count, int64_t n, bool first_sweep, acc_t<T>* dz);
-
-// Whether z goes through tiles: what follows the norm is more than storing.
-FASTNORM_INLINE bool tiled(const RowNormFwd& args) { return args.act.active || args.residual != nullptr; }
 
 template <class T>
 FASTNORM_INLINE const T* offset(const void* p, int64_t at) {
@@ -65,12 +51,79 @@ FASTNORM_INLINE RowGrad grad_of(const RowNormBwd& args, double rstd, const Chann
   return row_grad(rstd, sums, static_cast<double>(args.shape.set_size()), args.rms, args.unbiased);
 }
 
+// Calls f with y(i, count, z): what becomes of z of the elements from `at` on, by the residual and the activation. One
+// loop serves all activations, for a forward waits for memory.
+template <class T, class F>
+FASTNORM_INLINE void with_y(const RowNormFwd& args, int64_t at, F f) {
+  using V = vec_t<T>;
+  if (!args.act.active && args.residual == nullptr) return f([](int64_t, int, V z) FASTNORM_INLINED { return z; });
+  const Relu<V, AnySteps> act(args.act);
+  const T* residual = offset<T>(args.residual, at);
+  f([=](int64_t i, int m, V z) FASTNORM_INLINED {
+    return act.forward(residual == nullptr ? z : z + load(residual + i, m));
+  });
+}
+
 // dz where it lies in memory unrounded: dy if there is no activation, dresidual once the first sweep wrote it. Null
 // where it has to be computed again.
 template <class T>
 FASTNORM_INLINE const T* stored_dz(const RowNormBwd& args) {
   if (!args.act.active) return static_cast<const T*>(args.dy);
   return sizeof(T) == sizeof(acc_t<T>) ? static_cast<const T*>(args.dresidual) : nullptr;
+}
+
+// Whether a kernel is compiled once for each set of steps of the activation: 1.2 to 1.5 times as fast where arithmetic
+// is what takes the time, and six times the code. Rare ones take the steps as they come.
+enum class Steps { known, any };
+
+// Calls f with the activation, which is active.
+template <class T, Steps kSteps, class F>
+FASTNORM_INLINE void with_steps(const ActivationSpec& spec, F f) {
+  using V = vec_t<T>;
+  if constexpr (kSteps == Steps::any || std::is_same_v<T, double>) {
+    f(Relu<V, AnySteps>(spec));
+  } else {
+    with_general_relu(spec, [&](auto tag) FASTNORM_INLINED { f(typename decltype(tag)::template Of<V>(spec)); });
+  }
+}
+
+// Calls f with dz(i, count, ...) of the elements from `at` on: what the first sweep stored, or dy through the
+// activation, whose argument is computed again from z(i, count, ...), the forward's z without the residual. The first
+// sweep writes dresidual, which is dz, and `kept` unless that is null: where arithmetic is dearer than memory, the
+// second sweep reads dz from there.
+template <class T, Steps kSteps = Steps::known, class Z, class F>
+FASTNORM_INLINE void with_dz(const RowNormBwd& args, int64_t at, bool first_sweep, acc_t<T>* kept, Z z, F f) {
+  using V = vec_t<T>;
+  if (!first_sweep && kept != nullptr) {
+    return f([=](int64_t i, int m, auto...) FASTNORM_INLINED { return load(kept + i, m); });
+  }
+  if (!args.act.active || (!first_sweep && stored_dz<T>(args) != nullptr)) {
+    const T* dz = stored_dz<T>(args) + at;
+    return f([=](int64_t i, int m, auto...) FASTNORM_INLINED { return load(dz + i, m); });
+  }
+  const T *dy = offset<T>(args.dy, at), *residual = offset<T>(args.residual, at);
+  T* dresidual = offset<T>(args.dresidual, at);
+  with_steps<T, kSteps>(args.act, [&](const auto act) FASTNORM_INLINED {
+    const auto keep = [=](int64_t i, int m, V dz) FASTNORM_INLINED {
+      if (kept != nullptr) store(kept + i, dz, m);
+      return dz;
+    };
+    if (residual == nullptr) {
+      return f([=](int64_t i, int m, auto... column) FASTNORM_INLINED {
+        return keep(i, m, act.backward(z(i, m, column...), load(dy + i, m)));
+      });
+    }
+    const bool streams = args.stream && kept != nullptr;  // it is not read again
+    f([=](int64_t i, int m, auto... column) FASTNORM_INLINED {
+      const V dz = act.backward(z(i, m, column...) + load(residual + i, m), load(dy + i, m));
+      if (first_sweep && dresidual != nullptr) {
+        const bool whole = reinterpret_cast<uintptr_t>(dresidual + i) % (kLanes<T> * sizeof(T)) == 0 && m == kLanes<T>;
+        if (streams && whole) stream(dresidual + i, dz);
+        else store(dresidual + i, dz, m);
+      }
+      return keep(i, m, dz);
+    });
+  });
 }
 
 // Sets that a forward takes together: short ones hide one another's latencies. Above a few KB the bursts of reads and

@@ -1,9 +1,8 @@
-// row_norm where a set is K neighbouring columns over the S rows of a sample: the numbers of a sample's columns, and
-// its tiles. Rows are joined as in batch norm (cpu/rows.h).
+// row_norm where a set is K neighbouring columns over the S rows of a sample: the numbers of a sample's
+// columns. Rows are joined as in batch norm (cpu/rows.h).
 #pragma once
 
 #include <initializer_list>
-#include <memory>
 
 #include "cpu/row_norm.h"
 #include "cpu/rows.h"
@@ -13,17 +12,14 @@ namespace FASTNORM_ISA {
 
 enum Column { kMean, kScale, kBias, kSlope, kShift, kColumns };  // the last two in the backward
 
-// Per-channel numbers of one sample at a time, repeated for rows wide enough to be written, and a tile of such rows.
+// Per-channel numbers of one sample at a time, repeated for rows wide enough to be written.
 template <class T>
 class SampleColumns {
   using A = acc_t<T>;
 
  public:
-  SampleColumns(const RowNormShape& shape, bool tiled)
-      : shape_(shape), plan_(RowPlan::of<T>(shape.width(), kWriteWidth)), columns_(plan_, kColumns) {
-    tile_rows_ = plan_.width < kTile ? kTile / plan_.width * plan_.joined : plan_.joined;
-    if (tiled) tile_.reset(new A[static_cast<size_t>(tile_rows_ * shape.width())]);
-  }
+  explicit SampleColumns(const RowNormShape& shape)
+      : shape_(shape), plan_(RowPlan::of<T>(shape.width(), kWriteWidth)), columns_(plan_, kColumns) {}
   // z = (x - mean) * scale + bias (R4 with the form of N3).
   template <class Args>
   void affine(const Args& args, int64_t n) const {
@@ -43,57 +39,63 @@ class SampleColumns {
     });
     for (const Column column : {kSlope, kShift}) columns_.repeat(column);
   }
-  // out = z of rows that begin at element `first`; as T it is y, in the arithmetic's type z of a tile.
-  template <class O>
-  void normalize(const T* x, O* out, int64_t rows, bool stream_out) const {
-    const A *mean = columns_[kMean], *scale = columns_[kScale], *bias = columns_[kBias];
-    const int64_t row0 = std::is_same_v<O, T> ? normalize_narrow(x, out, rows, stream_out) : 0;
+  // out[i] = y(i, count, z) for rows that begin at x and out. Tiles are for what is read from near: streams from memory
+  // want whole rows.
+  template <class Y>
+  void normalize(const T* x, T* out, int64_t rows, bool near, bool stream_out, Y y) const {
+    const int64_t row0 = normalize_narrow(x, out, rows, stream_out, y);
     plan_.each(row0, rows, [&](int64_t first, int64_t wide, int64_t width) {
-      if constexpr (std::is_same_v<O, T>) {
-        if (width % (4 * kLanes<T>) == 0) return normalize_tiles(x + first, out + first, wide, width, stream_out);
-      }
-      const T* p = x + first;
+      if (near && width % (4 * kLanes<T>) == 0) return normalize_tiles(x, out, first, wide, width, stream_out, y);
+      const auto z_of = z(x + first);
       write_rows(out + first, wide, width, stream_out, [=](int64_t i, int64_t c, int m) FASTNORM_INLINED {
-        return normalized(load(p + i, m), load(mean + c), load(scale + c), load(bias + c));
+        return y(first + i, m, z_of(i, m, c));
       });
     });
   }
+  // z(i, count, column) of elements x[i].
+  FASTNORM_INLINE auto z(const T* x) const {
+    const A *mean = columns_[kMean], *scale = columns_[kScale], *bias = columns_[kBias];
+    return [=](int64_t i, int m, int64_t c) FASTNORM_INLINED {
+      return normalized(load(x + i, m), load(mean + c), load(scale + c), load(bias + c));
+    };
+  }
   const RowPlan& plan() const { return plan_; }
   const A* operator[](Column column) const { return columns_[column]; }
-  A* tile() const { return tile_.get(); }
-  int64_t tile_rows() const { return tile_rows_; }
 
  private:
   // Tiles of a few rows, four vectors of columns at a time: their numbers are loaded once for all rows of the tile.
-  void normalize_tiles(const T* x, T* y, int64_t rows, int64_t width, bool stream_out) const {
+  template <class Y>
+  void normalize_tiles(const T* x, T* out, int64_t first, int64_t rows, int64_t width, bool stream_out, Y y) const {
     using V = vec_t<T>;
     constexpr int L = kLanes<T>, K = 4;
     constexpr int64_t kRows = 8;
-    const bool streams = stream_out && reinterpret_cast<uintptr_t>(y) % kRegister == 0;
+    const bool streams = stream_out && reinterpret_cast<uintptr_t>(out + first) % kRegister == 0;
     for (int64_t row = 0; row < rows; row += kRows) {
-      const int64_t end = (rows - row < kRows ? rows : row + kRows) * width;
+      const int64_t end = first + (rows - row < kRows ? rows : row + kRows) * width;
       for (int64_t c = 0; c < width; c += K * L) {
         V mean[K], scale[K], bias[K];
         for (int k = 0; k < K; ++k) {
           mean[k] = load(columns_[kMean] + c + k * L), scale[k] = load(columns_[kScale] + c + k * L);
           bias[k] = load(columns_[kBias] + c + k * L);
         }
-        for (int64_t i = row * width + c; i < end; i += width) {
+        for (int64_t i = first + row * width + c; i < end; i += width) {
           V v[K];
-          for (int k = 0; k < K; ++k) v[k] = normalized(load(x + i + k * L), mean[k], scale[k], bias[k]);
-          if (streams) stream_pair(y + i, v[0], v[1]), stream_pair(y + i + 2 * L, v[2], v[3]);
-          else store_pair(y + i, v[0], v[1]), store_pair(y + i + 2 * L, v[2], v[3]);
+          for (int k = 0; k < K; ++k) {
+            v[k] = y(i + k * L, L, normalized(load(x + i + k * L), mean[k], scale[k], bias[k]));
+          }
+          if (streams) stream_pair(out + i, v[0], v[1]), stream_pair(out + i + 2 * L, v[2], v[3]);
+          else store_pair(out + i, v[0], v[1]), store_pair(out + i + 2 * L, v[2], v[3]);
         }
       }
     }
   }
   // Where the channels divide four vectors, their numbers stay in registers. Returns how many rows that served.
-  template <class O>
-  int64_t normalize_narrow(const T* x, O* y, int64_t rows, bool stream_out) const {
+  template <class Y>
+  int64_t normalize_narrow(const T* x, T* out, int64_t rows, bool stream_out, Y y) const {
     using V = vec_t<T>;
     constexpr int L = kLanes<T>, K = 4;
     const int64_t C = shape_.width(), served = K * L % C == 0 ? rows - rows % (K * L / C) : 0;
-    const bool streams = stream_out && reinterpret_cast<uintptr_t>(y) % kRegister == 0;
+    const bool streams = stream_out && reinterpret_cast<uintptr_t>(out) % kRegister == 0;
     V mean[K], scale[K], bias[K];
     for (int k = 0; k < K; ++k) {
       mean[k] = load(columns_[kMean] + k * L), scale[k] = load(columns_[kScale] + k * L);
@@ -101,9 +103,11 @@ class SampleColumns {
     }
     for (int64_t i = 0; i < served * C; i += K * L) {
       V v[K];
-      for (int k = 0; k < K; ++k) v[k] = normalized(load(x + i + k * L), mean[k], scale[k], bias[k]);
-      if (streams) stream_pair(y + i, v[0], v[1]), stream_pair(y + i + 2 * L, v[2], v[3]);
-      else store_pair(y + i, v[0], v[1]), store_pair(y + i + 2 * L, v[2], v[3]);
+      for (int k = 0; k < K; ++k) {
+        v[k] = y(i + k * L, L, normalized(load(x + i + k * L), mean[k], scale[k], bias[k]));
+      }
+      if (streams) stream_pair(out + i, v[0], v[1]), stream_pair(out + i + 2 * L, v[2], v[3]);
+      else store_pair(out + i, v[0], v[1]), store_pair(out + i + 2 * L, v[2], v[3]);
     }
     return served;
   }
@@ -117,28 +121,6 @@ class SampleColumns {
   RowNormShape shape_;
   RowPlan plan_;
   Columns<A> columns_;
-  int64_t tile_rows_;
-  std::unique_ptr<A[]> tile_;
-};
-
-// Wide rows from element `first` on. z is the forward's.
-template <class T>
-struct ColumnRows {
-  using A = acc_t<T>;
-  const RowNormBwd& args;
-  const A *mean, *scale, *bias;
-  int64_t first, width;
-
-  struct Z {
-    const T* x;
-    const A *mean, *scale, *bias;
-
-    FASTNORM_INLINE vec_t<T> operator()(int64_t i, int m) const {
-      return normalized(load(x + i, m), load(mean + i), load(scale + i), load(bias + i));
-    }
-  };
-  FASTNORM_INLINE int64_t at(int64_t j) const { return first + j * width; }
-  FASTNORM_INLINE Z row(int64_t j) const { return {offset<T>(args.x, at(j)), mean, scale, bias}; }
 };
 
 FASTNORM_INLINE int64_t block_end(const RowNormShape& shape, int64_t block) {

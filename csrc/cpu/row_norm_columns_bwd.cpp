@@ -7,21 +7,37 @@ namespace fastnorm {
 namespace FASTNORM_ISA {
 namespace {
 
+// What the first sweep reads and writes besides x.
+template <class T>
+struct GradStreams {
+  const T *dy, *residual;
+  T* dresidual;
+
+  GradStreams(const RowNormBwd& args, int64_t at)
+      : dy(offset<T>(args.dy, at)), residual(offset<T>(args.residual, at)), dresidual(offset<T>(args.dresidual, at)) {}
+  FASTNORM_INLINE void fetch(int64_t i) const {
+    prefetch(dy + i);
+    if (residual != nullptr) prefetch(residual + i);
+    if (dresidual != nullptr) prefetch_to_write(dresidual + i);
+  }
+};
+
 // Adds dz and dz * (x - mean), column by column, to s and q.
-template <class T, class D>
-void add_columns(const T* x, const D* dz, int64_t rows, int64_t width, const acc_t<T>* mean, acc_t<T>* s, acc_t<T>* q) {
+template <class T, class Dz>
+FASTNORM_INLINE void add_columns(const T* x, const GradStreams<T>& streams, Dz dz, int64_t rows, int64_t width, const acc_t<T>* mean,
+                                 acc_t<T>* s, acc_t<T>* q) {
   using V = vec_t<T>;
   constexpr int L = kLanes<T>;
-  each_column_group<T>(rows, width, 2, [&](int64_t row, int64_t count, int64_t c, auto group, int lanes) {
+  const auto group_sums = [&](int64_t row, int64_t count, int64_t c, auto group, int lanes) FASTNORM_INLINED {
     constexpr int G = decltype(group)::value;
     V middle[G], sum[G] = {}, product[G] = {};
     for (int k = 0; k < G; ++k) middle[k] = load(mean + c + k * L);
     int64_t i = row * width + c;
     const int64_t ahead = next_tile<T>(width, count);
     for (int64_t r = 0; r < count; ++r, i += width) {
-      for (int k = 0; ahead > 0 && k < G; ++k) prefetch(x + i + ahead + k * L), prefetch(dz + i + ahead + k * L);
+      for (int k = 0; ahead > 0 && k < G; ++k) prefetch(x + i + ahead + k * L), streams.fetch(i + ahead + k * L);
       for (int k = 0; k < G; ++k) {
-        const V d = load(dz + i + k * L, lanes);
+        const V d = dz(i + k * L, lanes, c + k * L);
         sum[k] += d;
         product[k] += d * keep_first<T>(load(x + i + k * L, lanes) - middle[k], lanes);
       }
@@ -30,7 +46,8 @@ void add_columns(const T* x, const D* dz, int64_t rows, int64_t width, const acc
       store(s + c + k * L, load(s + c + k * L) + sum[k]);
       store(q + c + k * L, load(q + c + k * L) + product[k]);
     }
-  });
+  };
+  each_column_group<T>(rows, width, 2, group_sums);
 }
 
 constexpr int64_t kKept = 65536;  // elements
@@ -43,9 +60,9 @@ class Backward {
   // With `whole` samples, summed and then written by this very object, dz is kept in between where that is little.
   Backward(const RowNormBwd& args, bool whole)
       : args_(args), C_(args.shape.width()), narrow_(RowPlan::of<T>(C_, 0)), sums_(narrow_, 3),
-        columns_(args.shape, args.act.active) {
-    const bool keep = whole && args.act.active && args.shape.sample() <= kKept;
-    if (keep) kept_.reset(new A[static_cast<size_t>(args.shape.sample())]);
+        columns_(args.shape) {
+    const bool keep = whole && args.act.active && args.shape.sample() <= kKept && sizeof(T) < sizeof(A);
+    if (keep) kept_ = scratch<A>(args.shape.sample());
   }
 
   // The numbers of sample n, for what is summed and, with grads, for what is written.
@@ -56,63 +73,37 @@ class Backward {
   }
   void sum(int64_t n, int64_t block, ChannelSums* partial) const {
     sums_.clear(1), sums_.clear(2);
-    const int64_t row0 = block * kBlockRows, row1 = block_end(args_.shape, block);
-    if (!args_.act.active) {
-      add(n, row0, row1, element<T>(args_.dy, n, row0));
-    } else {
-      each_tile(n, row0, row1, true, [&](int64_t begin, int64_t end, const A* dz) { add(n, begin, end, dz); });
-    }
+    const int64_t row0 = block * kBlockRows, rows = block_end(args_.shape, block) - row0;
+    const int64_t at = n * args_.shape.sample() + row0 * C_;
+    narrow_.each(0, rows, [&](int64_t first, int64_t wide, int64_t width) {
+      const T* x = offset<T>(args_.x, at + first);
+      const GradStreams<T> streams(args_, at + first);
+      with_row_dz(at + first, row0 * C_ + first, true, [&](auto dz) FASTNORM_INLINED {
+        add_columns(x, streams, dz, wide, width, sums_[0], sums_[1], sums_[2]);
+      });
+    });
     for (int64_t c = 0; c < C_; ++c) partial[c] = {sums_.total(1, c), sums_.total(2, c)};
   }
   void write(int64_t n, int64_t row0, int64_t row1) const {
-    if (kept_ != nullptr) {
-      write_dx(n, row0, row1, const_cast<const A*>(kept_.get()) + row0 * C_);
-    } else if (stored_dz<T>(args_) != nullptr) {
-      write_dx(n, row0, row1, element<T>(stored_dz<T>(args_), n, row0));
-    } else {
-      each_tile(n, row0, row1, false, [&](int64_t begin, int64_t end, const A* dz) { write_dx(n, begin, end, dz); });
-    }
+    const int64_t at = n * args_.shape.sample() + row0 * C_;
+    const A *mean = columns_[kMean], *scale = columns_[kScale], *slope = columns_[kSlope], *shift = columns_[kShift];
+    columns_.plan().each(0, row1 - row0, [&](int64_t first, int64_t wide, int64_t width) {
+      const T* x = offset<T>(args_.x, at + first);
+      with_row_dz(at + first, row0 * C_ + first, false, [&](auto dz) FASTNORM_INLINED {
+        write_rows(offset<T>(args_.dx, at + first), wide, width, args_.stream,
+                   [=](int64_t i, int64_t c, int m) FASTNORM_INLINED {
+                     const auto centred = load(x + i, m) - load(mean + c);
+                     return dz(i, m, c) * load(scale + c) + (centred * load(slope + c) + load(shift + c));
+                   });
+      });
+    });
   }
 
  private:
-  template <class D>
-  const D* element(const void* p, int64_t n, int64_t row) const {
-    return offset<D>(p, n * args_.shape.sample() + row * C_);
-  }
-  // Calls f(first row, last row, dz) for tiles of rows; the first sweep writes dresidual.
+  // dz of elements from at + i on, which are elements begin + i of their sample, as with_dz gives it.
   template <class F>
-  void each_tile(int64_t n, int64_t row0, int64_t row1, bool first_sweep, F f) const {
-    for (int64_t row = row0; row < row1; row += columns_.tile_rows()) {
-      const int64_t end = row1 - row < columns_.tile_rows() ? row1 : row + columns_.tile_rows();
-      const int64_t at = n * args_.shape.sample() + row * C_;
-      A* tile = kept_ == nullptr ? columns_.tile() : kept_.get() + row * C_;
-      columns_.plan().each(0, end - row, [&](int64_t first, int64_t wide, int64_t width) {
-        const ColumnRows<T> rows{args_, columns_[kMean], columns_[kScale], columns_[kBias], at + first, width};
-        dz_of_rows<T>(args_, rows, wide, width, first_sweep, tile + first);
-      });
-      f(row, end, const_cast<const A*>(tile));
-    }
-  }
-  template <class D>
-  void add(int64_t n, int64_t row0, int64_t row1, const D* dz) const {
-    const T* x = element<T>(args_.x, n, row0);
-    narrow_.each(0, row1 - row0, [&](int64_t first, int64_t rows, int64_t width) {
-      add_columns(x + first, dz + first, rows, width, sums_[0], sums_[1], sums_[2]);
-    });
-  }
-  template <class D>
-  void write_dx(int64_t n, int64_t row0, int64_t row1, const D* dz) const {
-    const T* x = element<T>(args_.x, n, row0);
-    T* dx = const_cast<T*>(element<T>(args_.dx, n, row0));
-    const A *mean = columns_[kMean], *scale = columns_[kScale], *slope = columns_[kSlope], *shift = columns_[kShift];
-    columns_.plan().each(0, row1 - row0, [&](int64_t first, int64_t rows, int64_t width) {
-      const T* p = x + first;
-      const D* d = dz + first;
-      write_rows(dx + first, rows, width, args_.stream, [=](int64_t i, int64_t c, int m) FASTNORM_INLINED {
-        const auto centred = load(p + i, m) - load(mean + c);
-        return load(d + i, m) * load(scale + c) + (centred * load(slope + c) + load(shift + c));
-      });
-    });
+  FASTNORM_INLINE void with_row_dz(int64_t at, int64_t begin, bool first_sweep, F f) const {
+    with_dz<T>(args_, at, first_sweep, offset<A>(kept_.get(), begin), columns_.z(offset<T>(args_.x, at)), f);
   }
 
   const RowNormBwd& args_;
@@ -120,7 +111,7 @@ class Backward {
   RowPlan narrow_;
   Columns<A> sums_;
   SampleColumns<T> columns_;
-  std::unique_ptr<A[]> kept_;  // [S, C] of dz
+  Scratch<A> kept_;  // [S, C] of dz
 };
 
 // Adds up a sample's partial sums, stores its part of dweight and dbias, and returns the numbers of its dx.

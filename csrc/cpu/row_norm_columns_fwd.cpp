@@ -77,21 +77,13 @@ class BlockSums {
   Columns<A> columns_;
 };
 
+// y of rows [row0, row1) of sample n, whose numbers are in columns.
 template <class T>
 void write_rows_of(const RowNormFwd& args, const SampleColumns<T>& columns, int64_t n, int64_t row0, int64_t row1) {
-  const int64_t C = args.shape.width();
-  if (columns.tile() == nullptr) {
-    const int64_t at = n * args.shape.sample() + row0 * C;
-    columns.normalize(offset<T>(args.x, at), offset<T>(args.y, at), row1 - row0, args.stream);
-    return;
-  }
-  for (int64_t row = row0; row < row1; row += columns.tile_rows()) {
-    const int64_t rows = row1 - row < columns.tile_rows() ? row1 - row : columns.tile_rows();
-    const int64_t at = n * args.shape.sample() + row * C;
-    columns.normalize(offset<T>(args.x, at), columns.tile(), rows, false);
-    activate_tile<T>(args.act, columns.tile(), offset<T>(args.residual, at), offset<T>(args.y, at), rows * C,
-                     args.stream);
-  }
+  const int64_t at = n * args.shape.sample() + row0 * args.shape.width();
+  with_y<T>(args, at, [&](auto y) FASTNORM_INLINED {
+    columns.normalize(offset<T>(args.x, at), offset<T>(args.y, at), row1 - row0, args.residual == nullptr, args.stream, y);
+  });
 }
 
 template <class T>
@@ -145,7 +137,7 @@ bool group_columns_finish(const RowNormFwd& args, int64_t n, const ChannelSums* 
 void group_columns_write(const RowNormFwd& args, int64_t unit0, int64_t unit1) {
   const int64_t blocks = blocks_of_sample(args.shape);
   with_dtype(args.dtype, [&](auto* type) {
-    const SampleColumns<std::remove_pointer_t<decltype(type)>> columns(args.shape, tiled(args));
+    const SampleColumns<std::remove_pointer_t<decltype(type)>> columns(args.shape);
     for (int64_t u = unit0; u < unit1; ++u) {
       const int64_t n = u / blocks, block = u % blocks;
       if (u == unit0 || block == 0) columns.affine(args, n);
@@ -162,7 +154,7 @@ void group_columns_fwd(const RowNormFwd& args, int64_t n0, int64_t n1) {
   with_dtype(args.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const BlockSums<T> sums(args);
-    const SampleColumns<T> columns(args.shape, tiled(args));
+    const SampleColumns<T> columns(args.shape);
     for (int64_t n = n0; n < n1; ++n) {
       shifts_of<T>(args, n, shift.get());
       for (const bool again : {false, true}) {

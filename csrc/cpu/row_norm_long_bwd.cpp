@@ -12,47 +12,46 @@ namespace {
 template <class T>
 ChannelSums sum_piece(const RowNormBwd& args, int64_t set, int64_t begin, int64_t end) {
   using A = acc_t<T>;
-  const int64_t at = set * args.shape.K, weights = set % args.shape.G * args.shape.K;
-  const SetNumbers<A> numbers = numbers_of<A>(args, set);
-  const auto sums = [&](int64_t i, int64_t n, const auto* dz) {
-    return grad_sums(offset<T>(args.x, at + i), dz, offset<A>(args.weight, weights + i), n, numbers);
-  };
-  if (!args.act.active) return sums(begin, end - begin, offset<T>(args.dy, at + begin));
-  A tile[kTile];
-  ChannelSums total;
-  for (int64_t i = begin; i < end; i += kTile) {
-    const int64_t n = end - i < kTile ? end - i : kTile;
-    dz_of_rows<T>(args, ElementRows<T>{args, set, 1, i}, 1, n, true, tile);
-    const ChannelSums part = sums(i, n, const_cast<const A*>(tile));
-    total.sum += part.sum, total.product += part.product;
-  }
-  return total;
+  const int64_t at = set * args.shape.K + begin;
+  const A* weight = offset<A>(args.weight, set % args.shape.G * args.shape.K + begin);
+  ChannelSums sums;
+  with_dz<T, Steps::any>(args, at, true, nullptr, elements_z<T>(args, set, begin), [&](auto dz) FASTNORM_INLINED {
+    sums = grad_sums(offset<T>(args.x, at), dz, weight, end - begin, numbers_of<A>(args, set));
+  });
+  return sums;
 }
 
-// dx of one tile of the sets g of samples [n0, n1), and their part of dweight and dbias.
-template <class T>
-void write_tile(const RowNormBwd& args, const RowGrad* grads, int64_t n0, int64_t n1, int64_t g, int64_t begin,
-                int64_t n, acc_t<T>* dweight, acc_t<T>* dbias) {
+// dx of elements [begin, begin + n) of a set, at most kLongTile, and their part of dweight and dbias. D is T, where dz
+// lies in memory, or the arithmetic's type, where it is a tile.
+template <class T, class D>
+void write_piece(const RowNormBwd& args, const RowGrad& grad, int64_t set, int64_t begin, int64_t n, const D* dz,
+                 acc_t<T>* dweight, acc_t<T>* dbias) {
   using A = acc_t<T>;
-  const int64_t K = args.shape.K, G = args.shape.G;
-  const T* ready = stored_dz<T>(args);
-  A tile[kTile];
-  const auto write = [&](int64_t set, const auto* dz) {
-    GradRows<T, std::remove_const_t<std::remove_pointer_t<decltype(dz)>>> rows;
-    rows.x = offset<T>(args.x, set * K + begin), rows.dx = offset<T>(args.dx, set * K + begin), rows.dz = dz;
-    rows.count = 1, rows.stride = args.shape.width(), rows.dz_stride = rows.stride;
-    rows.set[0] = numbers_of<A>(args, set), rows.grad[0] = narrow<A>(grads[set - n0 * G]);
-    rows.weight = offset<A>(args.weight, g * K + begin);
-    write_grads(rows, {0, n, dweight, dbias, args.stream});
-  };
-  for (int64_t set = n0 * G + g; set < n1 * G; set += G) {
-    if (ready != nullptr) {
-      write(set, ready + set * K + begin);
-    } else {
-      dz_of_rows<T>(args, ElementRows<T>{args, set, 1, begin}, 1, n, false, tile);
-      write(set, const_cast<const A*>(tile));
-    }
-  }
+  const int64_t at = set * args.shape.K + begin;
+  GradRows<T> row;
+  row.x = offset<T>(args.x, at), row.dx = offset<T>(args.dx, at);
+  row.weight = offset<A>(args.weight, set % args.shape.G * args.shape.K + begin);
+  row.count = 1, row.stride = args.shape.width();
+  row.set[0] = numbers_of<A>(args, set), row.grad[0] = narrow<A>(grad);
+  const GradPiece<A> piece{0, n, dweight, dbias, args.stream};
+  const auto of_row = [=](int64_t i, int m) FASTNORM_INLINED { return load(dz + i, m); };
+  if (dweight == nullptr) write_dx(row, 0, piece, of_row);
+  else if (row.dx == nullptr) grad_sums<true>(row.x, of_row, row.weight, n, row.set[0], dweight, dbias);
+  else sweep<1>(row, 0, piece, [=](int, int64_t i, int m) FASTNORM_INLINED { return load(dz + i, m); });
+}
+
+// The same, wherever dz comes from.
+template <class T>
+void write_piece(const RowNormBwd& args, const RowGrad& grad, int64_t set, int64_t begin, int64_t n,
+                 acc_t<T>* dweight, acc_t<T>* dbias) {
+  using A = acc_t<T>;
+  const int64_t at = set * args.shape.K + begin;
+  if (const T* dz = stored_dz<T>(args)) return write_piece<T>(args, grad, set, begin, n, dz + at, dweight, dbias);
+  alignas(kCacheLine) A tile[kLongTile];
+  with_dz<T, Steps::any>(args, at, false, nullptr, elements_z<T>(args, set, begin), [&](auto dz) FASTNORM_INLINED {
+    write_run(tile, n, false, dz);
+  });
+  write_piece<T>(args, grad, set, begin, n, const_cast<const A*>(tile), dweight, dbias);
 }
 
 }  // namespace
@@ -83,7 +82,9 @@ void long_grad_write(const RowNormBwd& args, const RowGrad* grads, int64_t n0, i
         const size_t bytes = static_cast<size_t>(n) * sizeof(A);
         std::memset(dweight, 0, bytes), std::memset(dbias, 0, bytes);
       }
-      write_tile<T>(args, grads, n0, n1, g, begin, n, dweight, dbias);
+      for (int64_t set = n0 * args.shape.G + g; set < n1 * args.shape.G; set += args.shape.G) {
+        write_piece<T>(args, grads[set - n0 * args.shape.G], set, begin, n, dweight, dbias);
+      }
     }
   });
   if (args.stream) stream_fence();

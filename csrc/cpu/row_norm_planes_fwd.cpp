@@ -9,21 +9,14 @@ namespace {
 // y of elements [s0, s1) of planes [plane0, plane1).
 template <class T>
 void write_planes(const RowNormFwd& args, int64_t plane0, int64_t plane1, int64_t s0, int64_t s1) {
-  using A = acc_t<T>;
-  const int64_t S = args.shape.S;
-  if (!tiled(args)) {
-    for (int64_t plane = plane0; plane < plane1; ++plane) {
-      normalize_plane(offset<T>(args.x, plane * S + s0), offset<T>(args.y, plane * S + s0), s1 - s0,
-                      plane_numbers<A>(args, plane), args.stream);
-    }
-    return;
+  for (int64_t plane = plane0; plane < plane1; ++plane) {
+    const int64_t at = plane * args.shape.S + s0;
+    const auto z = plane_z<T>(args, plane, s0);
+    with_y<T>(args, at, [&](auto y) FASTNORM_INLINED {
+      write_run(offset<T>(args.y, at), s1 - s0, args.stream,
+                [=](int64_t i, int m) FASTNORM_INLINED { return y(i, m, z(i, m)); });
+    });
   }
-  A tile[kTile];
-  each_plane_tile(plane0, plane1, s0, s1, [&](int64_t plane, int64_t count, int64_t begin, int64_t end) {
-    const int64_t at = plane * S + begin, n = end - begin;
-    for (int64_t j = 0; j < count; ++j) z_of_plane<T>(args, plane + j, begin, end, tile + j * n);
-    activate_tile<T>(args.act, tile, offset<T>(args.residual, at), offset<T>(args.y, at), count * n, args.stream);
-  });
 }
 
 }  // namespace

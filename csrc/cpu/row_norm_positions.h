@@ -2,7 +2,6 @@
 #pragma once
 
 #include <limits>
-#include <memory>
 
 #include "cpu/row_norm.h"
 
@@ -44,63 +43,19 @@ FASTNORM_INLINE void add_wide(double* sum, const A* v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sum[i] += static_cast<double>(v[i]);
 }
 
-// out = z of one row, without the residual (R4); as T it is y.
-template <class T, class O>
-FASTNORM_INLINE void normalize_positions(const T* x, O* out, int64_t n, const PositionNumbers<acc_t<T>>& numbers,
-                                         acc_t<T> weight, acc_t<T> bias, bool stream_out) {
+// z(i, count, position, k) of element i of a tile, which is row k's at that position (R4).
+template <class T, class Args>
+FASTNORM_INLINE auto positions_z(const Args& args, const PositionTile& tile, const PositionNumbers<acc_t<T>>& numbers) {
+  using A = acc_t<T>;
   using V = vec_t<T>;
-  const V w = splat<V>(weight), b = splat<V>(bias);
-  const auto *mean = numbers.mean, *rstd = numbers.rstd;
-  write_run(out, n, stream_out, [&](int64_t i, int m) FASTNORM_INLINED {
-    return normalized(load(x + i, m), load(mean + i, m), load(rstd + i, m), w, b);
-  });
-}
-
-// z of rows [k, k + rows) of a tile.
-template <class T>
-FASTNORM_INLINE void z_of_rows(const RowNormFwd& args, const PositionTile& tile, int64_t k, int64_t rows,
-                               const PositionNumbers<acc_t<T>>& numbers, acc_t<T>* z) {
-  using A = acc_t<T>;
-  for (int64_t j = k; j < k + rows; ++j, z += tile.count) {
-    const A weight = args.weight == nullptr ? A{1} : static_cast<const A*>(args.weight)[j];
-    const A bias = args.bias == nullptr ? A{0} : static_cast<const A*>(args.bias)[j];
-    normalize_positions(offset<T>(args.x, tile.at + j * args.shape.S), z, tile.count, numbers, weight, bias, false);
-  }
-}
-
-// Calls f(element, elements, z) for the runs in memory that rows [k, k + rows) of a tile are.
-template <class A, class F>
-FASTNORM_INLINE void each_run(const RowNormShape& s, const PositionTile& tile, int64_t k, int64_t rows, A* z, F f) {
-  if (tile.count == s.S) return f(tile.at + k * s.S, rows * s.S, z);
-  for (int64_t j = 0; j < rows; ++j) f(tile.at + (k + j) * s.S, tile.count, z + j * tile.count);
-}
-
-// Rows from k on of a tile. z is the forward's.
-template <class T>
-struct PositionRows {
-  using A = acc_t<T>;
-  const RowNormBwd& args;
-  const PositionTile& tile;
-  PositionNumbers<A> numbers;
-  int64_t k;
-
-  struct Z {
-    const T* x;
-    PositionNumbers<A> numbers;
-    vec_t<T> weight, bias;
-
-    FASTNORM_INLINE vec_t<T> operator()(int64_t i, int m) const {
-      return normalized(load(x + i, m), load(numbers.mean + i, m), load(numbers.rstd + i, m), weight, bias);
-    }
+  const T* x = offset<T>(args.x, tile.at);
+  const A *mean = numbers.mean, *rstd = numbers.rstd;
+  const A *weight = static_cast<const A*>(args.weight), *bias = static_cast<const A*>(args.bias);
+  return [=](int64_t i, int m, int64_t position, int64_t k) FASTNORM_INLINED {
+    const V w = splat<V>(weight == nullptr ? A{1} : weight[k]), b = splat<V>(bias == nullptr ? A{0} : bias[k]);
+    return normalized(load(x + i, m), load(mean + position, m), load(rstd + position, m), w, b);
   };
-  FASTNORM_INLINE int64_t at(int64_t j) const { return tile.at + (k + j) * args.shape.S; }
-  FASTNORM_INLINE Z row(int64_t j) const {
-    using V = vec_t<T>;
-    return {offset<T>(args.x, at(j)), numbers,
-            splat<V>(args.weight == nullptr ? A{1} : static_cast<const A*>(args.weight)[k + j]),
-            splat<V>(args.bias == nullptr ? A{0} : static_cast<const A*>(args.bias)[k + j])};
-  }
-};
+}
 
 }  // namespace FASTNORM_ISA
 }  // namespace fastnorm

@@ -15,9 +15,8 @@ class Backward {
  public:
   explicit Backward(const RowNormBwd& args)
       : args_(args), K_(args.shape.K), S_(args.shape.S), most_(positions_of_tile(args.shape, args.dtype)),
-        wide_(new double[static_cast<size_t>(2 * most_)]), slope_(new A[static_cast<size_t>(3 * most_)]()),
-        dz_(args.act.active ? new A[static_cast<size_t>(K_ * most_)] : nullptr),
-        lanes_(args.parameters != nullptr ? new A[static_cast<size_t>(K_ * 2 * L)] : nullptr) {}
+        wide_(scratch<double>(2 * most_)), slope_(zeros<A>(3 * most_)),
+        lanes_(scratch<A>(args.parameters != nullptr ? K_ * 2 * L : 0)) {}
 
   // Tiles [tile0, tile1), whose part of dweight and dbias goes to parameters [2, K].
   void tiles(int64_t tile0, int64_t tile1, A* parameters) const {
@@ -34,32 +33,26 @@ class Backward {
     const A* mean = args_.mean == nullptr ? slope_.get() + 2 * most_ : static_cast<const A*>(args_.mean) + tile.set;
     const PositionNumbers<A> numbers{mean, static_cast<const A*>(args_.rstd) + tile.set};
     for (int64_t i = 0; i < 2 * most_; ++i) wide_[static_cast<size_t>(i)] = 0;
-    for (int64_t k = 0; k < K_; k += kRows) {
-      const int64_t rows = K_ - k < kRows ? K_ - k : kRows;
-      if (dz_ == nullptr) {
-        sum_rows(tile, numbers, k, rows, static_cast<const T*>(args_.dy) + tile.at + k * S_, S_);
-      } else {
-        A* dz = dz_.get() + k * tile.count;
-        dz_of_rows<T>(args_, PositionRows<T>{args_, tile, numbers, k}, rows, tile.count, true, dz);
-        sum_rows(tile, numbers, k, rows, const_cast<const A*>(dz), tile.count);
-      }
-    }
+    const auto z = positions_z<T>(args_, tile, numbers);
+    with_dz<T, Steps::any>(args_, tile.at, true, nullptr, z, [&](auto dz) FASTNORM_INLINED {
+      for (int64_t k = 0; k < K_; k += kRows) sum_rows(tile, numbers, k, K_ - k < kRows ? K_ - k : kRows, dz);
+    });
     if (args_.dx == nullptr) return;
     finish(tile, numbers);
-    if (dz_ == nullptr) write_rows(tile, numbers, static_cast<const T*>(args_.dy) + tile.at, S_);
-    else write_rows(tile, numbers, const_cast<const A*>(dz_.get()), tile.count);
+    with_dz<T, Steps::any>(args_, tile.at, false, nullptr, z,
+                           [&](auto dz) FASTNORM_INLINED { write_rows(tile, numbers, dz); });
   }
   A weight(int64_t k) const { return args_.weight == nullptr ? A{1} : static_cast<const A*>(args_.weight)[k]; }
 
-  // Adds g = dz * weight and g * (x - mean) to the positions' sums, and the rows' own to the lanes of dweight and
-  // dbias.
-  template <class D>
-  void sum_rows(const PositionTile& tile, const PositionNumbers<A>& numbers, int64_t k, int64_t rows, const D* dz,
-                int64_t dz_stride) const {
-    const T* x = static_cast<const T*>(args_.x) + tile.at + k * S_;
+  // Adds g = dz * weight and g * (x - mean) of rows [k, k + rows) to the positions' sums, and the rows' own to the
+  // lanes of dweight and dbias.
+  template <class Dz>
+  FASTNORM_INLINE void sum_rows(const PositionTile& tile, const PositionNumbers<A>& numbers, int64_t k, int64_t rows,
+                                Dz dz) const {
+    const T* x = static_cast<const T*>(args_.x) + tile.at;
     double *sum = wide_.get(), *square = sum + most_;
     A* lanes = lanes_ == nullptr ? nullptr : lanes_.get() + k * 2 * L;
-    each_position_group<T>(tile.count, [&](int64_t i, auto group, int m) {
+    each_position_group<T>(tile.count, [&](int64_t i, auto group, int m) FASTNORM_INLINED {
       constexpr int G = decltype(group)::value;
       V s[G] = {}, q[G] = {}, mean[G], rstd[G];
       for (int g = 0; g < G; ++g) {
@@ -69,7 +62,8 @@ class Backward {
         const V w = splat<V>(weight(k + j));
         V own_product{}, own_sum{};
         for (int g = 0; g < G; ++g) {
-          const V d = load(dz + j * dz_stride + i + g * L, m), centred = load(x + j * S_ + i + g * L, m) - mean[g];
+          const int64_t position = i + g * L, at = (k + j) * S_ + position;
+          const V d = dz(at, m, position, k + j), centred = load(x + at, m) - mean[g];
           const V weighted = d * w;
           s[g] += weighted, q[g] += weighted * centred;
           own_sum += d, own_product += (d * rstd[g]) * centred;
@@ -79,7 +73,7 @@ class Backward {
           store(own, load(own) + own_product), store(own + L, load(own + L) + own_sum);
         }
       }
-      A lane[G * L];
+      alignas(kCacheLine) A lane[G * L];
       for (int g = 0; g < G; ++g) store(lane + g * L, s[g]);
       add_wide(sum + i, lane, (G - 1) * L + m);
       for (int g = 0; g < G; ++g) store(lane + g * L, q[g]);
@@ -95,27 +89,25 @@ class Backward {
       slope[i] = static_cast<A>(g.slope), shift[i] = static_cast<A>(g.offset);
     }
   }
-  template <class D>
-  void write_rows(const PositionTile& tile, const PositionNumbers<A>& numbers, const D* dz, int64_t dz_stride) const {
+  template <class Dz>
+  FASTNORM_INLINE void write_rows(const PositionTile& tile, const PositionNumbers<A>& numbers, Dz dz) const {
     const A *mean = numbers.mean, *rstd = numbers.rstd, *slope = slope_.get(), *shift = slope + most_;
     for (int64_t k = 0; k < K_; ++k) {
-      const int64_t at = tile.at + k * S_;
-      const T* x = static_cast<const T*>(args_.x) + at;
-      const D* d = dz + k * dz_stride;
+      const T* x = static_cast<const T*>(args_.x) + tile.at + k * S_;
       const V w = splat<V>(weight(k));
-      write_run(static_cast<T*>(args_.dx) + at, tile.count, args_.stream, [&](int64_t i, int m) FASTNORM_INLINED {
-        const V centred = load(x + i, m) - load(mean + i, m);
-        return (load(d + i, m) * load(rstd + i, m)) * w + (centred * load(slope + i, m) + load(shift + i, m));
+      T* dx = static_cast<T*>(args_.dx) + tile.at + k * S_;
+      write_run(dx, tile.count, args_.stream, [=, S = S_](int64_t i, int m) FASTNORM_INLINED {
+        const V centred = load(x + i, m) - load(mean + i, m), d = dz(k * S + i, m, i, k);
+        return (d * load(rstd + i, m)) * w + (centred * load(slope + i, m) + load(shift + i, m));
       });
     }
   }
 
   const RowNormBwd& args_;
   int64_t K_, S_, most_;
-  std::unique_ptr<double[]> wide_;  // the sums per position
-  std::unique_ptr<A[]> slope_;      // slope and offset per position, and zeros: the mean of rms
-  std::unique_ptr<A[]> dz_;         // [K, positions], where there is an activation
-  std::unique_ptr<A[]> lanes_;      // [K, 2] vectors of dweight and dbias
+  Scratch<double> wide_;  // the sums per position
+  Scratch<A> slope_;      // slope and offset per position, and zeros: the mean of rms
+  Scratch<A> lanes_;      // [K, 2] vectors of dweight and dbias
 };
 
 }  // namespace

@@ -15,35 +15,21 @@ class Forward {
  public:
   explicit Forward(const RowNormFwd& args)
       : args_(args), most_(positions_of_tile(args.shape, args.dtype)),
-        z_rows_(kTile / most_ < kRows ? kTile / most_ : kRows),
-        wide_(new double[static_cast<size_t>(2 * most_)]), mean_(new A[static_cast<size_t>(2 * most_ + kTile)]) {}
+        wide_(scratch<double>(2 * most_)), mean_(scratch<A>(2 * most_)) {}
 
   void tile(const PositionTile& tile) const {
     statistics(tile);
-    const PositionNumbers<A> numbers{mean_.get(), mean_.get() + most_};
-    const RowNormShape& s = args_.shape;
-    if (!tiled(args_)) {
-      for (int64_t k = 0; k < s.K; ++k) write_row(tile, k, numbers);
-      return;
-    }
-    A* z = mean_.get() + 2 * most_;
-    for (int64_t k = 0; k < s.K; k += z_rows_) {
-      const int64_t rows = s.K - k < z_rows_ ? s.K - k : z_rows_;
-      z_of_rows<T>(args_, tile, k, rows, numbers, z);
-      each_run(s, tile, k, rows, z, [&](int64_t at, int64_t n, const A* run) {
-        activate_tile<T>(args_.act, run, offset<T>(args_.residual, at), offset<T>(args_.y, at), n, args_.stream);
-      });
-    }
+    const int64_t K = args_.shape.K, S = args_.shape.S;
+    const auto z = positions_z<T>(args_, tile, {mean_.get(), mean_.get() + most_});
+    with_y<T>(args_, tile.at, [&](auto y) FASTNORM_INLINED {
+      for (int64_t k = 0; k < K; ++k) {
+        write_run(offset<T>(args_.y, tile.at + k * S), tile.count, args_.stream,
+                  [=](int64_t i, int m) FASTNORM_INLINED { return y(k * S + i, m, z(k * S + i, m, i, k)); });
+      }
+    });
   }
 
  private:
-  void write_row(const PositionTile& tile, int64_t k, const PositionNumbers<A>& numbers) const {
-    const A weight = args_.weight == nullptr ? A{1} : static_cast<const A*>(args_.weight)[k];
-    const A bias = args_.bias == nullptr ? A{0} : static_cast<const A*>(args_.bias)[k];
-    const int64_t at = tile.at + k * args_.shape.S;
-    normalize_positions(offset<T>(args_.x, at), offset<T>(args_.y, at), tile.count, numbers, weight, bias,
-                        args_.stream);
-  }
   // Two sweeps, the second around the mean that the first one found, which it mends.
   void statistics(const PositionTile& tile) const {
     const double n = static_cast<double>(args_.shape.K);
@@ -87,7 +73,7 @@ class Forward {
             s[g] += v;
           }
         }
-        A lane[G * L];
+        alignas(kCacheLine) A lane[G * L];
         for (int g = 0; g < G; ++g) store(lane + g * L, s[g]);
         add_wide(sum + i, lane, (G - 1) * L + lanes);
         if constexpr (kSquares) {
@@ -99,9 +85,9 @@ class Forward {
   }
 
   const RowNormFwd& args_;
-  int64_t most_, z_rows_;
-  std::unique_ptr<double[]> wide_;  // sums and squares, per position
-  std::unique_ptr<A[]> mean_;       // mean and rstd per position, and a tile of z
+  int64_t most_;
+  Scratch<double> wide_;  // sums and squares, per position
+  Scratch<A> mean_;       // mean and rstd per position
 };
 
 }  // namespace

@@ -1,7 +1,6 @@
 // row_norm backward where a set is a run of at most kSetChunk elements with a weight each: a row, or a few short ones
 // at a time, are summed, then written from the cache.
 #include <cstring>
-#include <memory>
 
 #include "cpu/kernels.h"
 #include "cpu/row_norm_elements.h"
@@ -22,59 +21,80 @@ class Backward {
  public:
   explicit Backward(const RowNormBwd& args) : args_(args), K_(args.shape.K), width_(args.shape.width()) {
     together_ = K_ > kShortColumns ? 2 : sets_together(K_ * static_cast<int64_t>(sizeof(T)));
-    if (args.act.active) tile_.reset(new A[static_cast<size_t>(together_ * K_)]);
+    if (args.act.active) kept_ = scratch<A>(together_ * K_);
   }
   // Samples [n0, n1), whose part of dweight and dbias goes to parameters [2, width].
   void block(int64_t n0, int64_t n1, A* parameters) const {
     if (parameters != nullptr) std::memset(parameters, 0, static_cast<size_t>(2 * width_) * sizeof(A));
     for (int64_t n = n0; n < n1; n += together_) {
       const int64_t count = n1 - n < together_ ? n1 - n : together_;
-      for (int64_t g = 0; g < args_.shape.G; ++g) {
-        A* dweight = parameters == nullptr ? nullptr : parameters + g * K_;
-        if (tile_ == nullptr) {
-          take(rows(n, count, g, offset<T>(args_.dy, n * width_ + g * K_), width_), n, g, dweight);
-        } else {
-          const ElementRows<T> sets{args_, n * args_.shape.G + g, args_.shape.G, 0};
-          dz_of_rows<T>(args_, sets, count, K_, true, tile_.get());
-          take(rows(n, count, g, const_cast<const A*>(tile_.get()), K_), n, g, dweight);
+      for (int64_t g = 0; g < args_.shape.G; ++g) take(n, count, g, offset<A>(parameters, g * K_));
+    }
+  }
+
+ private:
+  // The sets g of `count` samples.
+  void take(int64_t n, int64_t count, int64_t g, A* dweight) const {
+    const bool swept = dweight != nullptr && (args_.dx == nullptr || K_ <= kShortColumns);
+    GradRows<T> rows;
+    rows.x = offset<T>(args_.x, n * width_ + g * K_), rows.dx = offset<T>(args_.dx, n * width_ + g * K_);
+    rows.weight = offset<A>(args_.weight, g * K_), rows.count = count, rows.stride = width_;
+    A* added = swept ? dweight : nullptr;
+    for (int64_t j = 0; j < count; ++j) {
+      const SetNumbers<A> set = numbers_of<A>(args_, (n + j) * args_.shape.G + g);
+      const ChannelSums sums = kept_ == nullptr ? plain_sums(n + j, g, set, added) : act_sums(n + j, g, j, set, added);
+      rows.set[j] = set, rows.grad[j] = narrow<A>(grad_of(args_, set.rstd, sums));
+    }
+    if (args_.dx == nullptr) return;
+    if (swept) dweight = nullptr;
+    if (kept_ == nullptr) write(rows, dweight, offset<T>(args_.dy, n * width_ + g * K_), width_);
+    else write(rows, dweight, const_cast<const A*>(kept_.get()), K_);
+  }
+  // The sums of set g of sample n; adds its part of dweight and dbias unless that is null. (Short rows feel the call
+  // and the choices of with_dz: without an activation there are none.)
+  FASTNORM_INLINE ChannelSums plain_sums(int64_t n, int64_t g, const SetNumbers<A>& set, A* dweight) const {
+    const T* dy = offset<T>(args_.dy, n * width_ + g * K_);
+    return sums_of(n, g, set, dweight, [=](int64_t i, int m) FASTNORM_INLINED { return load(dy + i, m); });
+  }
+  // With an activation: of the j-th of the sets taken together, whose dz is kept.
+  ChannelSums act_sums(int64_t n, int64_t g, int64_t j, const SetNumbers<A>& set, A* dweight) const {
+    ChannelSums sums;
+    with_dz<T>(args_, n * width_ + g * K_, true, kept_.get() + j * K_, elements_z<T>(args_, n * args_.shape.G + g, 0),
+               [&](auto dz) FASTNORM_INLINED { sums = sums_of(n, g, set, dweight, dz); });
+    return sums;
+  }
+  template <class Dz>
+  FASTNORM_INLINE ChannelSums sums_of(int64_t n, int64_t g, const SetNumbers<A>& set, A* dweight, Dz dz) const {
+    const T* x = offset<T>(args_.x, n * width_ + g * K_);
+    const A* weight = offset<A>(args_.weight, g * K_);
+    return dweight == nullptr ? grad_sums(x, dz, weight, K_, set)
+                              : grad_sums<true>(x, dz, weight, K_, set, dweight, dweight + width_);
+  }
+  // dx of the rows, and their part of dweight and dbias unless that is null.
+  template <class D>
+  void write(const GradRows<T>& rows, A* dweight, const D* dz, int64_t dz_stride) const {
+    const int64_t columns = K_ > kShortColumns ? kTileColumns : K_;
+    for (int64_t c = 0; c < K_; c += columns) {
+      const int64_t n = K_ - c < columns ? K_ - c : columns;
+      const GradPiece<A> piece{c, n, dweight, offset<A>(dweight, width_), args_.stream};
+      const auto row = [=](int64_t j) FASTNORM_INLINED { return dz + j * dz_stride + c; };
+      const auto of_row = [=](int j, int64_t i, int m) FASTNORM_INLINED { return load(row(j) + i, m); };
+      if (dweight != nullptr && rows.count == 2) {
+        sweep<2>(rows, 0, piece, of_row);
+      } else if (dweight != nullptr) {
+        sweep<1>(rows, 0, piece, of_row);
+      } else {
+        for (int64_t j = 0; j < rows.count; ++j) {
+          const D* d = row(j);
+          write_dx(rows, j, piece, [=](int64_t i, int m) FASTNORM_INLINED { return load(d + i, m); });
         }
       }
     }
   }
 
- private:
-  template <class D>
-  GradRows<T, D> rows(int64_t n, int64_t count, int64_t g, const D* dz, int64_t dz_stride) const {
-    const int64_t at = n * width_ + g * K_;
-    GradRows<T, D> rows;
-    rows.x = offset<T>(args_.x, at), rows.dz = dz, rows.dx = offset<T>(args_.dx, at);
-    rows.count = count, rows.stride = width_, rows.dz_stride = dz_stride;
-    rows.weight = offset<A>(args_.weight, g * K_);
-    return rows;
-  }
-  template <class D>
-  void take(GradRows<T, D>&& rows, int64_t n, int64_t g, A* dweight) const {
-    A* dbias = dweight == nullptr ? nullptr : dweight + width_;
-    const bool with_sums = dweight != nullptr && rows.dx != nullptr && K_ <= kShortColumns;
-    for (int64_t j = 0; j < rows.count; ++j) {
-      const SetNumbers<A> set = numbers_of<A>(args_, (n + j) * args_.shape.G + g);
-      rows.set[j] = set;  // (not read from there again: two stores and one load of both would stall)
-      if (rows.dx == nullptr) continue;
-      const ChannelSums sums =
-          with_sums ? grad_sums<true>(rows.x_row(j), rows.dz_row(j), rows.weight, K_, set, dweight, dbias)
-                    : grad_sums(rows.x_row(j), rows.dz_row(j), rows.weight, K_, set);
-      rows.grad[j] = narrow<A>(grad_of(args_, set.rstd, sums));
-    }
-    if (with_sums) dweight = dbias = nullptr;
-    const int64_t columns = K_ > kShortColumns ? kTileColumns : K_;
-    for (int64_t c = 0; c < K_; c += columns) {
-      write_grads<T, D>(rows, {c, K_ - c < columns ? K_ - c : columns, dweight, dbias, args_.stream});
-    }
-  }
-
   const RowNormBwd& args_;
   int64_t K_, width_, together_;
-  std::unique_ptr<A[]> tile_;  // [together, K] of dz, where there is an activation
+  Scratch<A> kept_;  // [together, K] of dz, where there is an activation
 };
 
 }  // namespace

@@ -5,10 +5,9 @@
 // left form one shorter wide row. Only where C is odd and large is nothing joined, and a row's last vector partial.
 #pragma once
 
-#include <memory>
-
 #include "cpu/loops.h"
 #include "op/batch_norm.h"
+#include "op/scratch.h"
 
 namespace fastnorm {
 namespace FASTNORM_ISA {
@@ -51,7 +50,7 @@ template <class A>
 class Columns {
  public:
   Columns(const RowPlan& plan, int arrays)
-      : plan_(plan), pitch_((plan.width + 15) / 16 * 16), data_(new A[static_cast<size_t>(pitch_ * arrays)]()) {}
+      : plan_(plan), pitch_((plan.width + 15) / 16 * 16), data_(zeros<A>(pitch_ * arrays)) {}
   A* operator[](int array) const { return data_.get() + array * pitch_; }
   // value(c) for every channel, repeated across the joined rows.
   template <class F>
@@ -77,7 +76,7 @@ class Columns {
  private:
   RowPlan plan_;
   int64_t pitch_;
-  std::unique_ptr<A[]> data_;
+  Scratch<A> data_;
 };
 
 // Calls f(row0, rows, column, K tag, lanes) for tiles of rows and, inside, groups of up to four vectors of columns.

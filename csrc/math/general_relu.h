@@ -94,13 +94,19 @@ void with_top(Top top, F& f) {
   return f(GeneralRelu<kLeaky, Top::sloped>{});
 }
 
+// Calls f with the tag of an activation that is active: one of the GeneralRelu<...>.
+template <class F>
+void with_general_relu(const ActivationSpec& s, F&& f) {
+  const Top top = !s.has_maxv ? Top::open : s.has_max_leak ? Top::sloped : Top::flat;
+  if (s.has_leak) return with_top<true>(top, f);
+  return with_top<false>(top, f);
+}
+
 // Calls f with the tag of the activation: Identity or one of the GeneralRelu<...>.
 template <class F>
 void with_activation(const ActivationSpec& s, F&& f) {
   if (!s.active) return f(Identity{});
-  const Top top = !s.has_maxv ? Top::open : s.has_max_leak ? Top::sloped : Top::flat;
-  if (s.has_leak) return with_top<true>(top, f);
-  return with_top<false>(top, f);
+  with_general_relu(s, f);
 }
 
 }  // namespace fastnorm
