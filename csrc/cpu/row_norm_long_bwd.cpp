@@ -35,8 +35,11 @@ void write_piece(const RowNormBwd& args, const RowGrad& grad, int64_t set, int64
   row.set[0] = numbers_of<A>(args, set), row.grad[0] = narrow<A>(grad);
   const GradPiece<A> piece{0, n, dweight, dbias, args.stream};
   const auto of_row = [=](int64_t i, int m) FASTNORM_INLINED { return load(dz + i, m); };
+  if (row.dx == nullptr) {
+    if (dweight != nullptr) grad_sums<true>(row.x, of_row, row.weight, n, row.set[0], dweight, dbias);
+    return;
+  }
   if (dweight == nullptr) write_dx(row, 0, piece, of_row);
-  else if (row.dx == nullptr) grad_sums<true>(row.x, of_row, row.weight, n, row.set[0], dweight, dbias);
   else sweep<1>(row, 0, piece, [=](int, int64_t i, int m) FASTNORM_INLINED { return load(dz + i, m); });
 }
 

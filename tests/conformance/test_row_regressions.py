@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fastnorm
 from fastnorm.activation import as_activation
-from fastnorm.functional import group_norm, instance_norm, layer_norm, rms_norm
+from fastnorm.functional import group_norm, instance_norm, layer_norm, layer_norm_2d, rms_norm
 from fastnorm.testing import RowCase
 
 from .backends import DEVICE, Backend, each_backend, over, random
@@ -215,3 +215,26 @@ def test_an_expanded_dy_is_not_written_to(backend: Backend) -> None:
         one = torch.ones(1, device=DEVICE)
         y.backward(one.expand(y.shape))
         assert float(one) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["layer", "long rows", "group", "group channels_last", "over channels"])
+@each_backend()
+def test_a_gradient_of_the_residual_alone(kind: str, backend: Backend) -> None:
+    """The backward that has neither dx nor parameters to write. Over long rows it wrote dx to nowhere for a day."""
+    shape = {"layer": (3, 37), "long rows": (2, 16_389)}.get(kind, (2, 6, 5, 7))
+    x, residual, dy = (random(*shape, seed=seed) for seed in range(3))
+    if kind.endswith("channels_last"):
+        x, residual, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, residual, dy))
+    residual.requires_grad_()
+    act, at = fastnorm.GeneralRelu(0.1, 0.4, maxv=1.0), backend.namespace
+    if kind == "over channels":
+        got = layer_norm_2d(x, residual=residual, act=act, backend=at)
+        norm = F.layer_norm(x.movedim(1, -1), (6,), eps=1e-6).movedim(-1, 1)
+    elif kind.startswith("group"):
+        got, norm = group_norm(x, 3, residual=residual, act=act, backend=at), F.group_norm(x, 3)
+    else:
+        got = layer_norm(x, shape[1:], residual=residual, act=act, backend=at)
+        norm = F.layer_norm(x, shape[1:])
+    want = (F.leaky_relu(norm + residual, 0.1) - 0.4).clamp(max=1.0)
+    grads = (torch.autograd.grad(y, residual, dy)[0] for y in (got, want))
+    torch.testing.assert_close(*grads)
