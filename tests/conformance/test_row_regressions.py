@@ -238,3 +238,15 @@ def test_a_gradient_of_the_residual_alone(kind: str, backend: Backend) -> None:
     want = (F.leaky_relu(norm + residual, 0.1) - 0.4).clamp(max=1.0)
     grads = (torch.autograd.grad(y, residual, dy)[0] for y in (got, want))
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("shape", [(3, 37), (3, 2_100), (2, 16_389)], ids=["short", "long", "longer than a chunk"])
+@each_backend()
+def test_gradients_of_the_parameters_alone(shape: tuple[int, ...], backend: Backend) -> None:
+    """The backward that has no dx to write: dweight and dbias are then summed by loops of their own."""
+    x, dy = random(*shape), random(*shape, seed=3)
+    weight, bias = (random(shape[1], seed=seed).requires_grad_() for seed in (1, 2))
+    got = layer_norm(x, shape[1:], weight, bias, backend=backend.namespace)
+    want = F.layer_norm(x, shape[1:], weight, bias)
+    grads = (torch.autograd.grad(y, (weight, bias), dy) for y in (got, want))
+    torch.testing.assert_close(*(list(g) for g in grads))
